@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+#   make demo       build, and relay real traffic between networks that it makes for the purpose
+#   make test       build, and run all tests
+#   make setup      install what is needed, build into .venv
+#   make lint       only the style and type checks
+#   make clean      remove what was built
+#
+# Everything lands in .venv and build/ here; what the distribution has to provide is installed with apt (as root, or
+# with sudo), and only what is missing. PYTHON=... chooses an interpreter (3.11 or newer).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
+export PYTHON
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+SOURCES := $(shell find src native -type f \( -name '*.py' -o -name '*.pyx' -o -name '*.pyi' -o -name '*.[ch]' \)) \
+    meson.build meson_options.txt pyproject.toml README.md LICENSE
+
+.PHONY: demo test setup lint clean
+
+demo: $(VENV)/.installed
+	@packaging/install-requirements test
+	$(SUDO) $(BIN)/python -m lab.demo
+
+test: $(VENV)/.develop $(VENV)/.installed
+	@packaging/install-requirements test
+	$(SUDO) $(BIN)/python -m pytest
+
+lint: $(VENV)/.develop $(VENV)/.installed
+	$(BIN)/python -m pytest tests/unit/test_style.py
+
+setup: $(VENV)/.develop $(VENV)/.installed
+	@packaging/install-requirements test
+
+# meson and ninja are found on PATH.
+$(VENV)/.installed: $(VENV)/.tools $(SOURCES)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install -q --no-build-isolation --no-deps --force-reinstall \
+	    -Cbuild-dir=build/wheel .
+	@touch $@
+
+$(VENV)/.tools: pyproject.toml packaging/install-requirements packaging/dependencies
+	@packaging/install-requirements build
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q $$($(BIN)/python packaging/dependencies build run)
+	@touch $@
+
+$(VENV)/.develop: $(VENV)/.tools
+	$(BIN)/pip install -q $$($(BIN)/python packaging/dependencies develop)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build

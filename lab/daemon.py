@@ -1,0 +1,154 @@
+"""mcrelay itself in a namespace of the lab: started, spoken to, stopped.
+
+Owns the daemon's process, its socket's directory and what it logs. The daemon is the installed program next to the
+running interpreter, started as a user would; nothing of it is imported but the client.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from lab.namespaces import Lab, Namespace, wait_until
+from mcrelay.client import Client
+
+PROGRAM: Final = str(Path(sys.executable).with_name("mcrelay"))
+READY_S: Final = 20.0
+STOP_S: Final = 10.0
+
+
+class Daemon:
+    """A context manager: the daemon is ready inside it and gone behind it."""
+
+    def __init__(self, lab: Lab, namespace: Namespace, *options: str) -> None:
+        self.namespace = namespace
+        self._directory = tempfile.TemporaryDirectory(prefix="mcrelay-lab-")
+        # A client may run as anybody: the socket's own mode decides.
+        os.chmod(self._directory.name, 0o755)
+        self.socket = f"{self._directory.name}/control.sock"
+        self._lines: list[str] = []
+        self.process = namespace.popen(
+            PROGRAM, "run", "--socket", self.socket, *options, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self._lines.append(line.rstrip("\n"))
+
+    def __enter__(self) -> Self:
+        try:
+            self.wait_for_log("ready:", deadline_s=READY_S)
+        except BaseException:
+            self.stop(check=False)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop(check=kind is None)
+
+    @property
+    def log(self) -> str:
+        return "\n".join(self._lines)
+
+    def wait_for_log(self, text: str, deadline_s: float = 10.0) -> None:
+        wait_until(
+            lambda: text in self.log or self.process.poll() is not None, deadline_s, f"the daemon did not log {text!r}"
+        )
+        if text not in self.log:
+            self._reader.join(1)
+        assert text in self.log, f"the daemon did not log {text!r}:\n{self.log}"
+
+    def client(self) -> Client:
+        return Client(self.socket)
+
+    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """One command of the program, as a user types it (outside of the namespace: the socket is a file)."""
+        done = subprocess.run(
+            [PROGRAM, *arguments, "--socket", self.socket], capture_output=True, text=True, timeout=30, check=False
+        )
+        assert not check or done.returncode == 0, f"mcrelay {' '.join(arguments)}: {done.stderr}"
+        return done
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.run(*arguments, "--json").stdout)
+
+    def pids(self) -> dict[str, int]:
+        """Of the running workers and the supervisor, by name: control, data/0 and so on."""
+        with self.client() as client:
+            return {
+                f"data/{p.index}" if p.role == "data" else p.role: p.pid
+                for p in client.workers()
+                if p.pid is not None
+            }
+
+    def stop(self, *, check: bool = True) -> None:
+        """SIGTERM, as systemd does; the daemon must go, and with it everything it made."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+        finally:
+            self._reader.join(2)
+            left = os.path.exists(self.socket)
+            self._directory.cleanup()
+        if check:
+            assert code == 0, f"the daemon exited with {code}:\n{self.log}"
+            assert not left, "the daemon left its socket behind"
+
+
+def settled(client: Client, deadline_s: float = 5.0) -> dict[str, Any]:
+    """Totals over all workers once nothing moves any more: every packet received is forwarded or dropped under a
+    reason, and every receive slot is back. AssertionError if that does not come about."""
+    totals: dict[str, Any] = {}
+
+    def at_rest() -> bool:
+        before = dict(totals)
+        totals.clear()
+        totals.update(sum_workers(client))
+        return totals == before
+
+    wait_until(at_rest, deadline_s, "counters do not come to rest")
+    assert totals["received"] == totals["forwarded"] + sum(totals["dropped"].values()), totals
+    assert totals["pool_free"] == totals["pool_slots"], totals
+    return totals
+
+
+def sum_workers(client: Client) -> dict[str, Any]:
+    workers = client.stats().workers
+    totals: dict[str, Any] = {
+        field: sum(getattr(worker, field) for worker in workers)
+        for field in (
+            "received",
+            "received_bytes",
+            "forwarded",
+            "copies",
+            "copies_bytes",
+            "pool_slots",
+            "pool_free",
+            "pool_exhausted",
+            "frames_malformed",
+        )
+    }
+    dropped: dict[str, int] = {}
+    for worker in workers:
+        for reason, packets in worker.dropped.items():
+            dropped[reason] = dropped.get(reason, 0) + packets
+    totals["dropped"] = dropped
+    return totals

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * counters.h: the shared page into which one data plane worker counts.
+ *
+ * The supervisor makes the page (a memfd), one worker writes it, anyone who was handed the descriptor reads it. The
+ * layout is plain 64-bit words at fixed offsets, so that a reader in another language needs this file and nothing
+ * else; src/mcrelay/counters.py states the same layout and a test compares the two. A page outlives the worker: its
+ * successor goes on counting where the dead one stopped.
+ *
+ * Single writer per word, naturally aligned: a plain 64-bit store cannot tear on the platforms we build for, and
+ * relaxed atomics say so to the compiler.
+ *
+ * What always holds when the worker is at rest:
+ *     received  = forwarded + the sum of dropped[]            (packets)
+ *     rule:   packets = forwarded + dropped                   (packets that matched it)
+ *     output: rule's packets = its packets + the sum of its dropped[]   (copies)
+ */
+#ifndef MCRELAY_COUNTERS_H
+#define MCRELAY_COUNTERS_H
+
+#include <assert.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Why a packet was not forwarded. A packet has exactly one reason; 0 means it has none. The order is part of the page's
+ * layout: append, never reorder. A packet with several outputs is dropped only if no copy of it left, and then for the
+ * reason of the last copy that failed. */
+enum drop_reason {
+    DROP_NONE = 0,
+    DROP_TRUNCATED,          /* headers claim more bytes than the frame has */
+    DROP_OVERSIZE,           /* larger than a receive slot: reassembled or merged beyond the interface's MTU */
+    DROP_NOT_IPV4,           /* IP version is not 4 */
+    DROP_BAD_IP_HEADER,      /* header length below 20 or beyond the total length */
+    DROP_BAD_IP_CHECKSUM,
+    DROP_FRAGMENT,           /* a fragment that the kernel did not reassemble */
+    DROP_NOT_UDP,
+    DROP_BAD_UDP_LENGTH,     /* UDP length below 8 or beyond the IP payload */
+    DROP_BAD_UDP_CHECKSUM,
+    DROP_OTHER_HOST,         /* link-layer address of somebody else */
+    DROP_VLAN_TAGGED,        /* tagged traffic never matches an untagged rule */
+    DROP_NO_RULE,
+    DROP_INGRESS_OVERRUN,    /* the kernel dropped it: the worker did not read fast enough */
+    DROP_EGRESS_FULL,        /* the egress socket or queue had no room */
+    DROP_EGRESS_UNREACHABLE, /* no route, no neighbour, interface down */
+    DROP_EGRESS_REFUSED,     /* a packet filter forbids it */
+    DROP_EGRESS_ERROR,       /* any other error of the send */
+    DROP_REASONS
+};
+
+enum {
+    COUNTERS_VERSION = 1,
+    COUNTERS_DROPS_MAX = 32,      /* room for later reasons without a new layout */
+    COUNTERS_RULES_MAX = 16384,   /* 10,000 rules and room for those being replaced */
+    COUNTERS_OUTPUTS_MAX = 65536, /* several outputs each; the file is sparse, unused ones cost nothing */
+    COUNTERS_OUTPUT_DROPS = 4,    /* the EGRESS_* reasons, in order */
+    COUNTERS_RULES_OFFSET = 4096,
+};
+
+#define COUNTERS_MAGIC UINT64_C(0x6d6372656c617931) /* "mcrelay1" */
+
+typedef _Atomic uint64_t counter;
+
+struct counters_output {
+    counter packets;
+    counter bytes; /* payload bytes */
+    counter dropped[COUNTERS_OUTPUT_DROPS];
+    counter unused[2];
+};
+
+struct counters_rule {
+    counter packets; /* that matched */
+    counter bytes;   /* payload bytes of those */
+    counter forwarded;
+    counter dropped;
+};
+
+struct counters_page {
+    uint64_t magic;
+    uint64_t version;
+    counter frames_malformed; /* written by the worker's command side, not by the engine */
+    uint64_t unused_header[5];
+
+    counter received;       /* packets that reached the worker, including those the kernel dropped for it */
+    counter received_bytes; /* payload bytes of those that were parsed */
+    counter forwarded;      /* packets of which at least one copy left */
+    counter copies;         /* datagrams sent */
+    counter copies_bytes;   /* payload bytes sent */
+    counter pool_exhausted; /* times that every receive slot was in use */
+    counter pool_slots;     /* receive slots of all attached interfaces */
+    counter pool_free;      /* of these, not in use */
+    counter batches;        /* turns of the engine's loop */
+    uint64_t unused_totals[7];
+    counter dropped[COUNTERS_DROPS_MAX];
+
+    uint8_t gap[COUNTERS_RULES_OFFSET - 64 - 128 - 8 * COUNTERS_DROPS_MAX];
+    struct counters_rule rules[COUNTERS_RULES_MAX];
+    struct counters_output outputs[COUNTERS_OUTPUTS_MAX];
+};
+
+static_assert((int)DROP_REASONS <= (int)COUNTERS_DROPS_MAX, "a drop reason has no place in the page");
+static_assert((int)(DROP_EGRESS_ERROR - DROP_EGRESS_FULL) + 1 == (int)COUNTERS_OUTPUT_DROPS,
+              "output drops are the egress reasons");
+static_assert(offsetof(struct counters_page, received) == 64, "layout");
+static_assert(offsetof(struct counters_page, dropped) == 192, "layout");
+static_assert(offsetof(struct counters_page, rules) == COUNTERS_RULES_OFFSET, "layout");
+static_assert(sizeof(struct counters_rule) == 32, "layout");
+static_assert(sizeof(struct counters_output) == 64, "layout");
+
+/* Single writer, so load and store instead of an atomic read-modify-write: no bus lock. */
+static inline void count(counter *c, uint64_t n)
+{
+    atomic_store_explicit(c, atomic_load_explicit(c, memory_order_relaxed) + n, memory_order_relaxed);
+}
+
+static inline void count_set(counter *c, uint64_t value)
+{
+    atomic_store_explicit(c, value, memory_order_relaxed);
+}
+
+#endif

@@ -1,0 +1,649 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "engine.h"
+
+#include "egress.h"
+
+#include <errno.h>
+#include <liburing.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum {
+    SUBMISSIONS = 1024,  /* all sends, a receive and a cancel per interface, timer, command poll */
+    COMPLETIONS = 8192,  /* a full pool and all sends; the kernel keeps what exceeds it aside */
+    COMMANDS_MAX = 64,   /* outstanding; a table counts as one however many rules it has. Power of two */
+    STATISTICS_MS = 100, /* how often the sockets are asked for overruns while packets come */
+};
+
+static_assert((int)SENDS_MAX + 2 * (int)TABLE_INTERFACES_MAX + 2 <= (int)SUBMISSIONS, "a turn's submissions fit");
+static_assert((COMMANDS_MAX & (COMMANDS_MAX - 1)) == 0, "queue indices are masked");
+
+/* A completion says what it is by its user_data: kind in the top byte, index below. The command notification is 0. */
+enum kind { KIND_COMMAND = 0, KIND_SEND, KIND_RECEIVE, KIND_CANCEL, KIND_TIMER };
+
+static uint64_t user_data(enum kind kind, uint32_t index)
+{
+    return (uint64_t)kind << 56 | index;
+}
+
+enum command_kind {
+    ATTACH_INGRESS, DETACH_INGRESS, ATTACH_EGRESS, DETACH_EGRESS, SET_RULES, STOP,
+};
+
+struct command {
+    enum command_kind kind;
+    uint64_t ticket;
+    unsigned interface;
+    int fd;
+    struct ingress *ingress; /* ATTACH_INGRESS */
+    struct table *table;     /* SET_RULES */
+};
+
+/* The answer carries back what the command side has to free. */
+struct answer {
+    struct engine_answer public;
+    struct ingress *ingress;
+    struct table *table;
+};
+
+/* One producer, one consumer: each index is written by one thread. Never full, since no more than COMMANDS_MAX commands
+ * are outstanding. */
+struct command_queue {
+    struct command items[COMMANDS_MAX];
+    _Atomic uint32_t head; /* consumer */
+    _Atomic uint32_t tail; /* producer */
+};
+
+struct answer_queue {
+    struct answer items[COMMANDS_MAX];
+    _Atomic uint32_t head;
+    _Atomic uint32_t tail;
+};
+
+struct engine {
+    struct io_uring ring;
+    struct counters_page *counters;
+    int command_fd;
+    int answer_fd;
+
+    /* The engine's thread. */
+    struct ingress *ingress[TABLE_INTERFACES_MAX];
+    int egress[TABLE_INTERFACES_MAX]; /* -1: not attached */
+    struct table *table;
+    unsigned next_ingress; /* where the round over the interfaces goes on */
+    bool timer_armed;
+    bool active; /* packets came since the timer last fired */
+    bool commands_waiting;
+    bool stopping;
+    uint64_t stop_ticket;
+    struct { /* the packet whose copies are being prepared; rule NULL: none */
+        struct ingress *ingress;
+        uint32_t slot;
+        const struct table_rule *rule;
+        uint32_t next_output;
+        struct packet packet;
+    } current;
+
+    /* The command side. */
+    uint64_t last_ticket;
+    uint32_t outstanding;
+
+    struct command_queue commands;
+    struct answer_queue answers;
+    struct sends sends;
+};
+
+/* --- packets ------------------------------------------------------------------------------------------------------ */
+
+static struct io_uring_sqe *submission(struct engine *engine)
+{
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&engine->ring);
+
+    while (!sqe) { /* cannot happen by the count above; a submission makes room in any case */
+        io_uring_submit(&engine->ring);
+        sqe = io_uring_get_sqe(&engine->ring);
+    }
+    return sqe;
+}
+
+/* The last holder of a slot let go: settle what became of the packet and give the slot back. */
+static void settle(struct engine *engine, struct ingress *ingress, uint32_t slot)
+{
+    struct counters_page *counters = engine->counters;
+    const struct pool_slot *state = &ingress->pool.slots[slot];
+
+    if (state->copies_sent)
+        count(&counters->forwarded, 1);
+    else
+        count(&counters->dropped[state->reason], 1);
+    if (state->rule != POOL_NO_RULE) {
+        struct counters_rule *rule = &counters->rules[state->rule];
+
+        count(state->copies_sent ? &rule->forwarded : &rule->dropped, 1);
+    }
+    ingress_return(ingress, slot);
+}
+
+static void release(struct engine *engine, struct ingress *ingress, uint32_t slot)
+{
+    if (pool_release(&ingress->pool, slot))
+        settle(engine, ingress, slot);
+}
+
+static void drop_copy(struct engine *engine, struct ingress *ingress, uint32_t slot, uint32_t output,
+                      enum drop_reason reason)
+{
+    ingress->pool.slots[slot].reason = (uint8_t)reason;
+    count(&engine->counters->outputs[output].dropped[reason - DROP_EGRESS_FULL], 1);
+}
+
+static void send_done(struct engine *engine, uint16_t index, int result)
+{
+    const struct send *send = sends_finish(&engine->sends, index);
+    struct counters_output *output = &engine->counters->outputs[send->output];
+
+    if (result >= 0) {
+        send->ingress->pool.slots[send->slot].copies_sent = 1;
+        count(&output->packets, 1);
+        count(&output->bytes, send->payload.iov_len);
+        count(&engine->counters->copies, 1);
+        count(&engine->counters->copies_bytes, send->payload.iov_len);
+    } else {
+        drop_copy(engine, send->ingress, send->slot, send->output, send_drop_reason(result));
+    }
+    release(engine, send->ingress, send->slot);
+}
+
+/* Look at a packet just taken from an ingress queue: make it the current one, or drop it. */
+static void begin(struct engine *engine, struct ingress *ingress, uint32_t slot, const struct frame *frame)
+{
+    struct pool_slot *state = &ingress->pool.slots[slot];
+    struct packet *packet = &engine->current.packet;
+    const struct table_rule *rule = NULL;
+    enum drop_reason reason = frame->reason;
+
+    engine->active = true;
+    count(&engine->counters->received, 1);
+    if (reason == DROP_NONE)
+        reason = packet_parse(frame->data, frame->length, frame->checksum_vouched, packet);
+    if (reason == DROP_NONE) {
+        count(&engine->counters->received_bytes, packet->payload_length);
+        rule = engine->table ? table_find(engine->table, &packet->destination, packet->destination_port,
+                                          ingress->interface)
+                             : NULL;
+        if (!rule)
+            reason = DROP_NO_RULE;
+    }
+    if (reason != DROP_NONE) {
+        state->reason = (uint8_t)reason;
+        release(engine, ingress, slot);
+        return;
+    }
+    state->rule = rule->counter;
+    count(&engine->counters->rules[rule->counter].packets, 1);
+    count(&engine->counters->rules[rule->counter].bytes, packet->payload_length);
+    engine->current.ingress = ingress;
+    engine->current.slot = slot;
+    engine->current.rule = rule;
+    engine->current.next_output = 0;
+}
+
+/* Prepare the copies of the current packet. False if the sends ran out: go on after some have completed. */
+static bool copy_current(struct engine *engine)
+{
+    struct ingress *ingress = engine->current.ingress;
+    uint32_t slot = engine->current.slot;
+    const struct table_rule *rule = engine->current.rule;
+
+    while (engine->current.next_output < rule->outputs_count) {
+        const struct table_output *output = &rule->outputs[engine->current.next_output];
+        struct io_uring_sqe *sqe;
+        uint16_t index;
+
+        if (!sends_available(&engine->sends))
+            return false;
+        engine->current.next_output++;
+        if (engine->egress[output->egress] < 0) {
+            drop_copy(engine, ingress, slot, output->counter, DROP_EGRESS_UNREACHABLE);
+            continue;
+        }
+        pool_hold(&ingress->pool, slot);
+        sqe = submission(engine);
+        index = sends_prepare(&engine->sends, sqe, engine->egress[output->egress], output, &engine->current.packet,
+                              ingress, slot);
+        sqe->user_data = user_data(KIND_SEND, index);
+    }
+    engine->current.rule = NULL;
+    release(engine, ingress, slot);
+    return true;
+}
+
+/* The next packet of any interface, taking turns. */
+static bool next_packet(struct engine *engine)
+{
+    for (unsigned tried = 0; tried < TABLE_INTERFACES_MAX; tried++) {
+        struct ingress *ingress = engine->ingress[engine->next_ingress];
+        struct frame frame;
+        uint32_t slot;
+
+        if (ingress && ingress_next(ingress, &slot, &frame)) {
+            begin(engine, ingress, slot, &frame);
+            return true;
+        }
+        engine->next_ingress = (engine->next_ingress + 1) % TABLE_INTERFACES_MAX;
+    }
+    return false;
+}
+
+/* Prepare sends for what came in, until there is nothing left or no send is free. A waiting command lets the current
+ * packet finish and nothing new begin, so that it comes to its turn. */
+static void forward(struct engine *engine)
+{
+    if (engine->current.rule && !copy_current(engine))
+        return;
+    while (!engine->commands_waiting && next_packet(engine))
+        if (engine->current.rule && !copy_current(engine))
+            return;
+}
+
+/* --- upkeep ------------------------------------------------------------------------------------------------------- */
+
+static void arm_command_poll(struct engine *engine)
+{
+    struct io_uring_sqe *sqe = submission(engine);
+
+    /* Poll, then read(2): a read submitted to io_uring on a non-blocking descriptor does not wait, it fails. */
+    io_uring_prep_poll_add(sqe, engine->command_fd, POLLIN);
+    sqe->user_data = user_data(KIND_COMMAND, 0);
+}
+
+static void arm_receive(struct engine *engine, struct ingress *ingress)
+{
+    struct io_uring_sqe *sqe = submission(engine);
+
+    io_uring_prep_recvmsg_multishot(sqe, ingress->fd, &ingress->shape, 0);
+    sqe->flags |= IOSQE_BUFFER_SELECT;
+    sqe->buf_group = ingress->interface;
+    sqe->user_data = user_data(KIND_RECEIVE, ingress->interface);
+    ingress->armed = true;
+}
+
+static void arm_timer(struct engine *engine)
+{
+    static struct __kernel_timespec interval = {.tv_nsec = STATISTICS_MS * 1000000LL};
+    struct io_uring_sqe *sqe = submission(engine);
+
+    io_uring_prep_timeout(sqe, &interval, 0, 0);
+    sqe->user_data = user_data(KIND_TIMER, 0);
+    engine->timer_armed = true;
+}
+
+static void count_overruns(struct engine *engine, struct ingress *ingress)
+{
+    uint32_t overruns = ingress_overruns(ingress);
+
+    if (!overruns)
+        return;
+    engine->active = true;
+    count(&engine->counters->received, overruns);
+    count(&engine->counters->dropped[DROP_INGRESS_OVERRUN], overruns);
+}
+
+static void timer_fired(struct engine *engine)
+{
+    engine->timer_armed = false;
+    engine->active = false;
+    for (unsigned i = 0; i < TABLE_INTERFACES_MAX; i++)
+        if (engine->ingress[i]) {
+            engine->ingress[i]->failed = false;
+            count_overruns(engine, engine->ingress[i]);
+        }
+}
+
+static void answer(struct engine *engine, uint64_t ticket, int result, struct ingress *ingress, struct table *table)
+{
+    uint32_t tail = atomic_load_explicit(&engine->answers.tail, memory_order_relaxed);
+    const uint64_t one = 1;
+    ssize_t written;
+
+    engine->answers.items[tail & (COMMANDS_MAX - 1)] = (struct answer){{ticket, result}, ingress, table};
+    atomic_store_explicit(&engine->answers.tail, tail + 1, memory_order_release);
+    written = write(engine->answer_fd, &one, sizeof(one));
+    (void)written; /* EAGAIN: the counter is full, so it is signalled */
+}
+
+/* An ingress leaves when its receive has ended, what it had taken is dealt with and every slot is back. */
+static void finish_detach(struct engine *engine, struct ingress *ingress)
+{
+    if (ingress->armed || ingress->queue_count || ingress->pool.free != ingress->pool.size)
+        return;
+    count_overruns(engine, ingress);
+    ingress_unregister(ingress, &engine->ring);
+    engine->ingress[ingress->interface] = NULL;
+    if (ingress->detach_ticket)
+        answer(engine, ingress->detach_ticket, 0, ingress, NULL);
+    else
+        ingress_free(ingress); /* at the stop, when nobody is timed any more */
+}
+
+static void upkeep(struct engine *engine)
+{
+    uint64_t slots = 0, free = 0;
+
+    for (unsigned i = 0; i < TABLE_INTERFACES_MAX; i++) {
+        struct ingress *ingress = engine->ingress[i];
+
+        if (!ingress)
+            continue;
+        ingress_publish(ingress);
+        if (ingress->failed)
+            engine->active = true; /* the timer lets it try again */
+        else if (!ingress->armed && !ingress->detaching && ingress->pool.free >= (ingress->pool.size + 3) / 4)
+            arm_receive(engine, ingress);
+        slots += ingress->pool.size;
+        free += ingress->pool.free;
+        if (ingress->detaching)
+            finish_detach(engine, ingress);
+    }
+    count_set(&engine->counters->pool_slots, slots);
+    count_set(&engine->counters->pool_free, free);
+    count(&engine->counters->batches, 1);
+    if (engine->active && !engine->timer_armed && !engine->stopping)
+        arm_timer(engine);
+}
+
+static void start_detach(struct engine *engine, struct ingress *ingress, uint64_t ticket)
+{
+    ingress->detaching = true;
+    ingress->detach_ticket = ticket;
+    if (ingress->armed) {
+        struct io_uring_sqe *sqe = submission(engine);
+
+        io_uring_prep_cancel64(sqe, user_data(KIND_RECEIVE, ingress->interface), 0);
+        sqe->user_data = user_data(KIND_CANCEL, ingress->interface);
+    }
+}
+
+/* --- commands, on the engine's thread ------------------------------------------------------------------------------ */
+
+static void execute(struct engine *engine, struct command *command)
+{
+    struct ingress *ingress;
+    struct table *old;
+    int result = 0;
+
+    switch (command->kind) {
+    case ATTACH_INGRESS:
+        ingress = command->ingress;
+        result = engine->ingress[command->interface] ? -EEXIST : ingress_register(ingress, &engine->ring);
+        if (!result) {
+            engine->ingress[command->interface] = ingress;
+            ingress = NULL;
+        }
+        answer(engine, command->ticket, result, ingress, NULL);
+        return;
+    case DETACH_INGRESS:
+        ingress = engine->ingress[command->interface];
+        if (!ingress || ingress->detaching)
+            answer(engine, command->ticket, -ENOENT, NULL, NULL);
+        else
+            start_detach(engine, ingress, command->ticket);
+        return;
+    case ATTACH_EGRESS:
+        engine->egress[command->interface] = command->fd;
+        break;
+    case DETACH_EGRESS:
+        result = engine->egress[command->interface] < 0 ? -ENOENT : 0;
+        engine->egress[command->interface] = -1;
+        break;
+    case SET_RULES:
+        old = engine->table;
+        engine->table = command->table;
+        answer(engine, command->ticket, 0, NULL, old);
+        return;
+    case STOP:
+        engine->stopping = true;
+        engine->stop_ticket = command->ticket;
+        for (unsigned i = 0; i < TABLE_INTERFACES_MAX; i++)
+            if (engine->ingress[i] && !engine->ingress[i]->detaching)
+                start_detach(engine, engine->ingress[i], 0);
+        return;
+    }
+    answer(engine, command->ticket, result, NULL, NULL);
+}
+
+/* Between two batches: no send is in flight and no packet is half prepared. */
+static bool at_rest(const struct engine *engine)
+{
+    return !engine->sends.in_flight && !engine->current.rule;
+}
+
+static void execute_commands(struct engine *engine)
+{
+    uint32_t head = atomic_load_explicit(&engine->commands.head, memory_order_relaxed);
+
+    engine->commands_waiting = false;
+    while (head != atomic_load_explicit(&engine->commands.tail, memory_order_acquire)) {
+        execute(engine, &engine->commands.items[head & (COMMANDS_MAX - 1)]);
+        atomic_store_explicit(&engine->commands.head, ++head, memory_order_release);
+    }
+}
+
+/* --- the loop ------------------------------------------------------------------------------------------------------ */
+
+static void complete(struct engine *engine, const struct io_uring_cqe *cqe)
+{
+    uint32_t index = (uint32_t)cqe->user_data;
+    uint64_t notified;
+    ssize_t size;
+
+    switch ((enum kind)(cqe->user_data >> 56)) {
+    case KIND_COMMAND:
+        size = read(engine->command_fd, &notified, sizeof(notified));
+        (void)size; /* EAGAIN: a notification already taken; the queue is looked at all the same */
+        engine->commands_waiting = true;
+        arm_command_poll(engine);
+        break;
+    case KIND_SEND:
+        send_done(engine, (uint16_t)index, cqe->res);
+        break;
+    case KIND_RECEIVE:
+        ingress_complete(engine->ingress[index], cqe, engine->counters);
+        break;
+    case KIND_CANCEL:
+        break; /* the receive's own last completion tells that it has ended */
+    case KIND_TIMER:
+        timer_fired(engine);
+        break;
+    }
+}
+
+static void reap(struct engine *engine)
+{
+    struct io_uring_cqe *cqe;
+    unsigned head, seen = 0;
+
+    io_uring_for_each_cqe(&engine->ring, head, cqe) {
+        complete(engine, cqe);
+        seen++;
+    }
+    io_uring_cq_advance(&engine->ring, seen);
+}
+
+static bool stopped(const struct engine *engine)
+{
+    if (!engine->stopping)
+        return false;
+    for (unsigned i = 0; i < TABLE_INTERFACES_MAX; i++)
+        if (engine->ingress[i])
+            return false;
+    return true;
+}
+
+int engine_run(struct engine *engine)
+{
+    int error = io_uring_enable_rings(&engine->ring);
+
+    if (error < 0)
+        return error;
+    arm_command_poll(engine);
+    while (!stopped(engine)) {
+        error = io_uring_submit_and_wait(&engine->ring, 1);
+        /* EBUSY, EAGAIN: completions have to be taken first. */
+        if (error < 0 && error != -EINTR && error != -EBUSY && error != -EAGAIN)
+            return error;
+        reap(engine);
+        do {
+            if (engine->commands_waiting && at_rest(engine))
+                execute_commands(engine);
+            forward(engine);
+        } while (engine->commands_waiting && at_rest(engine));
+        upkeep(engine);
+    }
+    answer(engine, engine->stop_ticket, 0, NULL, NULL);
+    return 0;
+}
+
+/* --- the command side ---------------------------------------------------------------------------------------------- */
+
+int engine_open(struct engine **out, struct counters_page *counters, int command_fd, int answer_fd)
+{
+    /* Disabled until engine_run, because the ring belongs to the thread that enables it (SINGLE_ISSUER). With
+     * DEFER_TASKRUN receives are completed when we ask, in a batch, instead of by interrupting us. */
+    struct io_uring_params params = {
+        .flags = IORING_SETUP_R_DISABLED | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+                 IORING_SETUP_CQSIZE,
+        .cq_entries = COMPLETIONS,
+    };
+    struct engine *engine = calloc(1, sizeof(*engine));
+    int error;
+
+    if (!engine)
+        return -ENOMEM;
+    error = io_uring_queue_init_params(SUBMISSIONS, &engine->ring, &params);
+    if (error < 0) {
+        free(engine);
+        return error;
+    }
+    engine->counters = counters;
+    engine->command_fd = command_fd;
+    engine->answer_fd = answer_fd;
+    for (unsigned i = 0; i < TABLE_INTERFACES_MAX; i++)
+        engine->egress[i] = -1;
+    sends_init(&engine->sends);
+    *out = engine;
+    return 0;
+}
+
+void engine_close(struct engine *engine)
+{
+    struct engine_answer ignored;
+    uint32_t head = atomic_load(&engine->commands.head);
+
+    io_uring_queue_exit(&engine->ring);
+    while (engine_answer(engine, &ignored))
+        ;
+    for (; head != atomic_load(&engine->commands.tail); head++) {
+        struct command *command = &engine->commands.items[head & (COMMANDS_MAX - 1)];
+
+        ingress_free(command->ingress);
+        table_free(command->table);
+    }
+    for (unsigned i = 0; i < TABLE_INTERFACES_MAX; i++)
+        ingress_free(engine->ingress[i]);
+    table_free(engine->table);
+    free(engine);
+}
+
+static int64_t submit(struct engine *engine, struct command command)
+{
+    uint32_t tail = atomic_load_explicit(&engine->commands.tail, memory_order_relaxed);
+    const uint64_t one = 1;
+    ssize_t written;
+
+    if (engine->outstanding == COMMANDS_MAX)
+        return -EBUSY;
+    engine->outstanding++;
+    command.ticket = ++engine->last_ticket;
+    engine->commands.items[tail & (COMMANDS_MAX - 1)] = command;
+    atomic_store_explicit(&engine->commands.tail, tail + 1, memory_order_release);
+    written = write(engine->command_fd, &one, sizeof(one));
+    (void)written; /* EAGAIN: the counter is full, so it is signalled */
+    return (int64_t)command.ticket;
+}
+
+int64_t engine_attach_ingress(struct engine *engine, unsigned interface, int fd, uint32_t mtu, uint32_t slots)
+{
+    struct ingress *ingress;
+    int64_t ticket;
+    int error;
+
+    if (interface >= TABLE_INTERFACES_MAX)
+        return -EINVAL;
+    error = ingress_new(&ingress, (uint8_t)interface, fd, mtu, slots);
+    if (error)
+        return error;
+    ticket = submit(engine, (struct command){.kind = ATTACH_INGRESS, .interface = interface, .ingress = ingress});
+    if (ticket < 0)
+        ingress_free(ingress);
+    return ticket;
+}
+
+static int64_t submit_plain(struct engine *engine, enum command_kind kind, unsigned interface, int fd)
+{
+    if (interface >= TABLE_INTERFACES_MAX || fd < -1)
+        return -EINVAL;
+    return submit(engine, (struct command){.kind = kind, .interface = interface, .fd = fd});
+}
+
+int64_t engine_detach_ingress(struct engine *engine, unsigned interface)
+{
+    return submit_plain(engine, DETACH_INGRESS, interface, -1);
+}
+
+int64_t engine_attach_egress(struct engine *engine, unsigned interface, int fd)
+{
+    return fd < 0 ? -EINVAL : submit_plain(engine, ATTACH_EGRESS, interface, fd);
+}
+
+int64_t engine_detach_egress(struct engine *engine, unsigned interface)
+{
+    return submit_plain(engine, DETACH_EGRESS, interface, -1);
+}
+
+int64_t engine_set_rules(struct engine *engine, const uint8_t *records, size_t length)
+{
+    struct table *table;
+    int64_t ticket;
+    int error = table_build(&table, records, length);
+
+    if (error)
+        return error;
+    ticket = submit(engine, (struct command){.kind = SET_RULES, .table = table});
+    if (ticket < 0)
+        table_free(table);
+    return ticket;
+}
+
+int64_t engine_stop(struct engine *engine)
+{
+    return submit_plain(engine, STOP, 0, -1);
+}
+
+int engine_answer(struct engine *engine, struct engine_answer *out)
+{
+    uint32_t head = atomic_load_explicit(&engine->answers.head, memory_order_relaxed);
+    struct answer *answer;
+
+    if (head == atomic_load_explicit(&engine->answers.tail, memory_order_acquire))
+        return 0;
+    answer = &engine->answers.items[head & (COMMANDS_MAX - 1)];
+    *out = answer->public;
+    ingress_free(answer->ingress);
+    table_free(answer->table);
+    atomic_store_explicit(&engine->answers.head, head + 1, memory_order_release);
+    engine->outstanding--;
+    return 1;
+}

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * engine.h: the packet's way through one worker, on a thread of its own. The only header of native/ that is public.
+ *
+ * Two threads touch an engine. Its own calls engine_run and stays in it until told to stop. The command side calls
+ * everything else, from one thread: it hands commands over through a bounded queue and an eventfd, and takes the
+ * answers the same way. The engine blocks in io_uring when there is nothing to do.
+ *
+ * Commands take effect between two batches, when no send is in flight: what a command replaced (a table, a socket) is
+ * out of use when its answer is there. Descriptors are borrowed: the caller closes them, after the answer to the
+ * command that takes them out of use.
+ *
+ * Errors are negative errno values.
+ */
+#ifndef MCRELAY_ENGINE_H
+#define MCRELAY_ENGINE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct engine;
+struct counters_page;
+
+struct engine_answer {
+    uint64_t ticket; /* of the command */
+    int result;      /* 0 or negative errno */
+};
+
+/* Make an engine that counts into `counters` (mapped writable by the caller, who unmaps it after engine_close).
+ * `command_fd` and `answer_fd` are non-blocking eventfds: the engine waits on the first and signals the second.
+ * -ENOMEM; -EPERM, -ENOSYS or -EINVAL where the kernel has no io_uring for us. */
+int engine_open(struct engine **out, struct counters_page *counters, int command_fd, int answer_fd);
+
+/* Forward until engine_stop is through: all packets taken from the sockets are dealt with, all sends complete. Returns
+ * 0 then, or the error that ended it early. */
+int engine_run(struct engine *engine);
+
+/* After engine_run has returned (or was never called). */
+void engine_close(struct engine *engine);
+
+/* Commands: each returns a ticket > 0, whose answer comes later, or a negative errno at once, and then nothing was
+ * changed: -EBUSY if too many answers are outstanding, -EINVAL for wrong arguments. */
+
+/* Receive IP packets from the packet socket `fd`, of at most `mtu` bytes, as those of interface slot `interface`. `slots`
+ * is the number of receive slots, a power of two, or 0 for the default. Answer -EEXIST if the slot has an ingress. */
+int64_t engine_attach_ingress(struct engine *engine, unsigned interface, int fd, uint32_t mtu, uint32_t slots);
+/* Answer -ENOENT if the slot has none. */
+int64_t engine_detach_ingress(struct engine *engine, unsigned interface);
+/* Send through the UDP socket `fd` for outputs on interface slot `interface`; it replaces one that was there. */
+int64_t engine_attach_egress(struct engine *engine, unsigned interface, int fd);
+int64_t engine_detach_egress(struct engine *engine, unsigned interface);
+/* Forward by these rules (table.h says how they are described) and no others. */
+int64_t engine_set_rules(struct engine *engine, const uint8_t *records, size_t length);
+int64_t engine_stop(struct engine *engine);
+
+/* Take the next answer; 1 if there was one, else 0. Drain after answer_fd became readable and was read. */
+int engine_answer(struct engine *engine, struct engine_answer *answer);
+
+#endif

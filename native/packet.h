@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * packet.h: from the bytes of a frame to the datagram in it, or to the reason why not.
+ *
+ * Pure: no socket, no allocation, no state. Every byte is read through a cursor that knows how many are left. The input
+ * is whatever a stranger put on the wire, starting at the network header.
+ */
+#ifndef MCRELAY_PACKET_H
+#define MCRELAY_PACKET_H
+
+#include "counters.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* An IPv6 address or an IPv4 address mapped into one (::ffff:a.b.c.d, RFC 4291 section 2.5.5.2), network byte order. */
+union address {
+    uint8_t bytes[16];
+    uint32_t words[4];
+};
+
+struct packet {
+    union address source;
+    union address destination;
+    uint16_t source_port;      /* host byte order */
+    uint16_t destination_port; /* host byte order */
+    uint8_t ttl;
+    const uint8_t *payload; /* points into the frame */
+    size_t payload_length;
+};
+
+/* Parse an IPv4 UDP packet (RFC 791, RFC 768) of `length` bytes. `checksum_vouched`: the kernel or the device has
+ * verified the UDP checksum, or has not filled it in yet (TP_STATUS_CSUM_VALID, TP_STATUS_CSUMNOTREADY): do not look at
+ * it. Bytes behind the IP total length are link-layer padding and ignored. Returns DROP_NONE and fills `out`, or the
+ * reason, with `out` undefined. */
+enum drop_reason packet_parse(const uint8_t *data, size_t length, bool checksum_vouched, struct packet *out);
+
+/* Map an IPv4 address in network byte order. */
+static inline union address address_from_ipv4(uint32_t ipv4)
+{
+    union address mapped = {.words = {0, 0, 0, ipv4}};
+
+    mapped.bytes[10] = 0xff;
+    mapped.bytes[11] = 0xff;
+    return mapped;
+}
+
+#endif

@@ -1,0 +1,5 @@
+"""python -m mcrelay"""
+
+from mcrelay.cli import main
+
+main()

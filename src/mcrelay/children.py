@@ -1,0 +1,260 @@
+"""Children: one worker process as the supervisor sees it.
+
+Owns the process (its pidfd), the supervisor's ends of its channels, the commands that wait for an acknowledgement, and
+the back-off between two lives. Knows nothing of rules or sockets that it passes on, and decides nothing but when the
+next life may begin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
+
+from mcrelay import process
+from mcrelay.channel import Channel
+from mcrelay.errors import Busy
+from mcrelay.messages import (
+    Acknowledge,
+    ChannelName,
+    Codec,
+    Failed,
+    Message,
+    ProcessFacts,
+    Ready,
+    Shutdown,
+    Start,
+)
+
+log = logging.getLogger(__name__)
+
+BACKOFF_FIRST_S: Final = 0.1
+BACKOFF_MAX_S: Final = 30.0
+STABLE_S: Final = 10.0  # a life of this length forgives those before it
+ACKNOWLEDGE_S: Final = 2.0  # after which a data plane is taken for stuck
+
+MODULES: Final = {"control": "mcrelay.control", "data": "mcrelay.dataplane"}
+
+
+class Child:
+    """A worker through all its lives. `on_message` gets what it asks on request_sock, `on_ready` is called when it has
+    said that it works, `on_exit` when a life has ended, with the seconds until the next may begin."""
+
+    def __init__(
+        self,
+        role: Literal["control", "data"],
+        index: int,
+        arguments: Sequence[str],
+        *,
+        on_ready: Callable[[Child], None],
+        on_message: Callable[[Child, Message], None],
+        on_exit: Callable[[Child, float], None],
+    ) -> None:
+        self.role = role
+        self.index = index
+        self.name = "control" if role == "control" else f"data/{index}"
+        self.state: Literal["starting", "ready", "waiting"] = "waiting"
+        self.pid: int | None = None
+        self.engine: str | None = None
+        self.restarts = 0
+        self.failure: Failed | None = None
+        self._arguments = arguments
+        self._on_ready = on_ready
+        self._on_message = on_message
+        self._on_exit = on_exit
+        self._pidfd = -1
+        self._channels: dict[ChannelName, Channel] = {}
+        self._malformed = 0  # of former lives
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._last_ticket = 0
+        self._started = 0.0
+        self._backoff_s = BACKOFF_FIRST_S
+        self._gone = asyncio.Event()
+        self._gone.set()
+        self._loop = asyncio.get_running_loop()
+
+    # Life.
+
+    def start(self, message: Start, descriptors: Sequence[int]) -> None:
+        """Begin a life. `descriptors` go with Start behind the child's own channels, and are the child's afterwards."""
+        self.state = "starting"
+        self.failure = None
+        self._started = self._loop.time()
+        own, theirs = socket.socketpair()
+        try:
+            self.pid = process.spawn(MODULES[self.role], self._arguments, theirs)
+        except BaseException:
+            own.close()
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise
+        finally:
+            theirs.close()
+        self._gone.clear()
+        self._pidfd = os.pidfd_open(self.pid)
+        self._loop.add_reader(self._pidfd, self._exited)
+        self._open_channel("supervisor_sock", own)
+        passed = []
+        channels: tuple[ChannelName, ...] = (
+            ("request_sock", "command_sock") if self.role == "data" else ("request_sock",)
+        )
+        for name in channels:
+            own, theirs = socket.socketpair()
+            self._open_channel(name, own)
+            passed.append(theirs.detach())
+        self._channels["supervisor_sock"].send(message, [*passed, *descriptors], give=True)
+
+    def _open_channel(self, name: ChannelName, sock: socket.socket) -> None:
+        self._channels[name] = Channel(
+            f"{name} of {self.name}",
+            sock,
+            Codec(name, self.role, "supervisor"),
+            self._received,
+            self._channel_closed,
+        )
+
+    def _channel_closed(self, reason: str) -> None:
+        # A worker that lost a channel cannot be steered any more. If it is exiting, that is why, and nothing is lost.
+        self.kill()
+
+    def _exited(self) -> None:
+        info = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        if info is None:
+            return
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        lived_s = self._loop.time() - self._started
+        self._malformed = self.frames_malformed
+        for channel in self._channels.values():
+            channel.close()
+        self._channels.clear()
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(Busy(f"{self.name} died while it was asked", "try again"))
+        self._waiting.clear()
+        how = (
+            f"exited with {info.si_status}"
+            if info.si_code == os.CLD_EXITED
+            else f"was ended by {signal.Signals(info.si_status).name}"
+        )
+        log.info("%s (pid %s) %s after %.1f s", self.name, self.pid, how, lived_s)
+        self.state = "waiting"
+        self.pid = None
+        self.engine = None
+        self.restarts += 1
+        if lived_s >= STABLE_S:
+            self._backoff_s = BACKOFF_FIRST_S
+        delay_s, self._backoff_s = self._backoff_s, min(BACKOFF_MAX_S, self._backoff_s * 2)
+        self._gone.set()
+        self._on_exit(self, delay_s)
+
+    def kill(self) -> None:
+        """End this life now."""
+        if not self._gone.is_set():
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def shut_down(self, deadline_s: float) -> None:
+        """Ask the worker to finish and exit; end it if it does not in time."""
+        channel = self._channels.get("command_sock" if self.role == "data" else "supervisor_sock")
+        if channel and channel.is_open:
+            try:
+                channel.send(Shutdown())
+            except (Busy, ConnectionError):
+                self.kill()
+        try:
+            await asyncio.wait_for(self._gone.wait(), deadline_s)
+        except TimeoutError:
+            log.warning("%s does not exit: killing it", self.name)
+            self.kill()
+            await self._gone.wait()
+
+    # Messages.
+
+    def _received(self, message: Message, descriptors: list[int]) -> None:
+        match message:
+            case Ready():
+                self.engine = message.engine
+                self._on_ready(self)
+            case Failed():
+                self.failure = message
+                log.error("%s: %s; %s", self.name, message.message, message.hint)
+            case Acknowledge():
+                future = self._waiting.pop(message.ticket, None)
+                if future is None or future.done():
+                    log.warning("%s acknowledges %d, which nobody waits for", self.name, message.ticket)
+                elif message.error is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(Busy(f"{self.name} cannot do it: {message.error}", "try again"))
+            case _:
+                self._on_message(self, message)
+
+    def tell(
+        self, channel: ChannelName, message: Message, descriptors: Sequence[int] = (), *, give: bool = False
+    ) -> None:
+        """Send without an answer. A worker that is gone, or reads too slowly, is not waited for: it will be told again
+        in its next life."""
+        opened = self._channels.get(channel)
+        if opened is None:
+            if give:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+            return
+        try:
+            opened.send(message, descriptors, give=give)
+        except (Busy, ConnectionError) as error:
+            log.warning("%s: %s", self.name, error)
+            self.kill()
+
+    def ticket(self) -> int:
+        """A number for the next command."""
+        self._last_ticket += 1
+        return self._last_ticket
+
+    async def command(self, ticket: int, *parts: tuple[Message, Sequence[int]]) -> None:
+        """Send a command, which may take several messages, and wait until the data plane acknowledges its ticket. Busy
+        if it refuses or dies; a data plane that does not answer in time is ended, and its next life starts right."""
+        channel = self._channels.get("command_sock")
+        if channel is None:
+            raise Busy(f"{self.name} is being restarted", "try again")
+        future = self._loop.create_future()
+        self._waiting[ticket] = future
+        try:
+            for message, descriptors in parts:
+                channel.send(message, descriptors)
+            await asyncio.wait_for(future, ACKNOWLEDGE_S)
+        except TimeoutError:
+            log.error("%s did not answer within %s s: restarting it", self.name, ACKNOWLEDGE_S)
+            self.kill()
+            raise Busy(f"{self.name} does not answer", "it is being restarted; try again") from None
+        except ConnectionError:
+            raise Busy(f"{self.name} is being restarted", "try again") from None
+        finally:
+            self._waiting.pop(ticket, None)
+
+    @property
+    def frames_malformed(self) -> int:
+        return self._malformed + sum(channel.malformed for channel in self._channels.values())
+
+    def facts(self) -> ProcessFacts:
+        status = None
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                status = process.status_of(self.pid)
+        return ProcessFacts(
+            role=self.role,
+            index=self.index,
+            state=self.state,
+            pid=self.pid,
+            uid=status.uid if status else None,
+            capabilities=status.capabilities if status else None,
+            cores=status.cores if status else None,
+            restarts=self.restarts,
+            engine=self.engine,
+            frames_malformed=self.frames_malformed,
+        )

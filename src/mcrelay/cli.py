@@ -1,0 +1,350 @@
+"""The command line: arguments in, a request, its reply printed.
+
+Owns what a person types and sees, and exit codes. Every reading command has --json, whose output is for programs: one
+JSON document with the fields of mcrelay.messages. Errors are one line on standard error: what is wrong; what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NoReturn
+
+import click
+
+from mcrelay import __version__
+from mcrelay.client import DEFAULT_SOCKET, Client
+from mcrelay.errors import EXIT_CODES, Error, UsageError
+from mcrelay.messages import WORKERS_MAX, ProcessFacts, RuleFacts, Stats, to_json
+
+WATCH_S: Final = 1.0
+
+
+def main() -> NoReturn:
+    """The entry point of the program."""
+    try:
+        cli.main(standalone_mode=False)
+    except Error as error:
+        click.echo(f"mcrelay: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "mcrelay"
+        click.echo(f"mcrelay: {error.format_message().rstrip('.')}; see '{command} --help'", err=True)
+        sys.exit(EXIT_CODES["usage"])
+    except click.ClickException as error:
+        click.echo(f"mcrelay: {error.format_message()}", err=True)
+        sys.exit(EXIT_CODES["usage"])
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    sys.exit(0)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="mcrelay %(version)s")
+def cli() -> None:
+    """Relay multicast (and send it on as unicast) between networks that ordinary multicast routing cannot connect.
+
+    \b
+    mcrelay run                                                    start the daemon
+    mcrelay add 239.1.1.1:5000%eth0 239.2.2.2:6000%eth1,ttl=8      from eth0 to eth1, another group and port
+    mcrelay stats --watch                                          see it flow
+    """
+
+
+def _socket_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--socket",
+        "path",
+        default=DEFAULT_SOCKET,
+        envvar="MCRELAY_SOCKET",
+        show_default=True,
+        metavar="PATH",
+        help="The daemon's socket.",
+    )(function)
+
+
+def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
+
+
+@cli.command()
+@_socket_option
+@click.option("--workers", type=int, metavar="N", help="Data plane workers, one per core [default: all cores].")
+@click.option("--cores", metavar="LIST", help="The cores for them, for example 0,2-3.")
+@click.option("--user", metavar="NAME", help="Who workers run as [default: mcrelay if it exists, else nobody].")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "uring", "reference"]),
+    default="auto",
+    show_default=True,
+    help="What moves the packets; auto is uring, or reference with a warning where uring cannot run.",
+)
+@click.option("--debug", is_flag=True, help="Log more, and report whatever blocks an event loop.")
+def run(path: str, workers: int | None, cores: str | None, user: str | None, engine: str, debug: bool) -> None:
+    """Run the daemon in the foreground, until SIGTERM or Ctrl-C. Needs root, or CAP_NET_RAW and CAP_NET_ADMIN.
+
+    \b
+    Example: sudo mcrelay run --cores 2-3
+    """
+    from mcrelay import service
+
+    service.run(socket=path, cores=_choose_cores(workers, cores), user=user, engine=engine, debug=debug)
+
+
+def _choose_cores(workers: int | None, cores: str | None) -> tuple[int, ...]:
+    available = sorted(os.sched_getaffinity(0))
+    if cores is not None:
+        chosen = _parse_cores(cores)
+        if unavailable := [core for core in chosen if core not in available]:
+            raise UsageError(
+                f"--cores {cores}: core {unavailable[0]} is not there for us",
+                f"use some of {','.join(map(str, available))}",
+            )
+        if workers is not None and workers != len(chosen):
+            raise UsageError(
+                f"--workers {workers} and --cores {cores} disagree",
+                "there is one worker per core: give one of them",
+            )
+    else:
+        if workers is not None and not 1 <= workers <= len(available):
+            raise UsageError(
+                f"--workers {workers}: there is one worker per core",
+                f"use a number from 1 to {len(available)}",
+            )
+        chosen = available[: workers or WORKERS_MAX]
+    if len(chosen) > WORKERS_MAX:
+        raise UsageError(f"{len(chosen)} workers are too many", f"use at most {WORKERS_MAX}")
+    return tuple(chosen)
+
+
+def _parse_cores(text: str) -> list[int]:
+    chosen: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not (first.isascii() and first.isdigit()) or (dash and not (last.isascii() and last.isdigit())):
+            raise UsageError(f"--cores {text!r} is not a list of cores", "write, for example, 0,2-3")
+        begin, end = int(first), int(last or first)
+        if end < begin or end > 4095:
+            raise UsageError(f"--cores {text!r} is not a list of cores", "write, for example, 0,2-3")
+        chosen += range(begin, end + 1)
+    if len(set(chosen)) != len(chosen):
+        raise UsageError(f"--cores {text!r} names a core twice", "one worker per core")
+    return chosen
+
+
+@cli.command()
+@click.argument("input")
+@click.argument("outputs", nargs=-1, required=True)
+@click.option("--name", metavar="NAME", help="What to call the rule.")
+@_json_option
+@_socket_option
+def add(input: str, outputs: tuple[str, ...], name: str | None, as_json: bool, path: str) -> None:
+    """Relay from INPUT to each of OUTPUTS, from now on.
+
+    \b
+    INPUT     ADDRESS:PORT%INTERFACE            239.1.1.1:5000%eth0
+    OUTPUTS   ADDRESS:PORT%INTERFACE[,ttl=N]    239.2.2.2:6000%eth1,ttl=8   or unicast: 10.9.0.7:6000%eth2
+    """
+    with Client(path) as client:
+        added = client.add(input, outputs, name)
+    if as_json:
+        _print_json(added)
+    else:
+        click.echo(f"{added.rule.name or added.rule.id}: active on {_count(added.workers, 'worker')}")
+
+
+@cli.command()
+@click.argument("rule", metavar="NAME|ID")
+@_json_option
+@_socket_option
+def remove(rule: str, as_json: bool, path: str) -> None:
+    """Relay by a rule no more."""
+    with Client(path) as client:
+        removed = client.remove(rule)
+    if as_json:
+        _print_json(removed)
+    else:
+        click.echo(f"{removed.rule.name or removed.rule.id}: removed")
+
+
+@cli.command("list")
+@_json_option
+@_socket_option
+def list_rules(as_json: bool, path: str) -> None:
+    """Show the rules."""
+    with Client(path) as client:
+        rules = client.rules()
+    if as_json:
+        _print_json({"rules": rules})
+        return
+    for rule in rules:
+        click.echo(_rule_line(rule))
+    if not rules:
+        click.echo("no rules; 'mcrelay add --help' shows how to add one", err=True)
+
+
+def _rule_line(rule: RuleFacts) -> str:
+    return f"{rule.id}  {rule.name or '-':<16} {rule.input} -> {' '.join(rule.outputs)}"
+
+
+@cli.command()
+@click.option("--watch", is_flag=True, help="Go on, with rates, until Ctrl-C.")
+@_json_option
+@_socket_option
+def stats(watch: bool, as_json: bool, path: str) -> None:
+    """Show counters: of each worker, rule and output, and every reason for a drop.
+
+    With --watch and --json, one JSON document per line and second.
+    """
+    with Client(path) as client:
+        reply = client.stats()
+        if as_json:
+            _print_stats_json(reply, lines=watch)
+        else:
+            _print_stats(reply, None)
+        while watch:
+            before, started = reply, time.monotonic()
+            time.sleep(WATCH_S)
+            reply = client.stats()
+            if as_json:
+                _print_stats_json(reply, lines=True)
+                continue
+            if sys.stdout.isatty():
+                click.clear()
+            _print_stats(reply, (before, time.monotonic() - started))
+
+
+def _print_stats_json(reply: Stats, *, lines: bool) -> None:
+    document = to_json(reply)
+    for field in ("type", "id", "more"):
+        document.pop(field, None)
+    click.echo(json.dumps(document, indent=None if lines else 2))
+
+
+def _print_stats(reply: Stats, since: tuple[Stats, float] | None) -> None:
+    """A table of workers and one of rules, with rates where there is something to compare with."""
+    rows = [["worker", "received", "forwarded", "copies", "dropped", "because"]]
+    earlier = {w.index: w for w in since[0].workers} if since else {}
+    for worker in reply.workers:
+        rows.append(
+            [
+                str(worker.index),
+                _with_rate(worker.received, earlier.get(worker.index), "received", since),
+                _with_rate(worker.forwarded, earlier.get(worker.index), "forwarded", since),
+                _with_rate(worker.copies, earlier.get(worker.index), "copies", since),
+                str(sum(worker.dropped.values())),
+                _reasons(worker.dropped),
+            ]
+        )
+    _print_table(rows)
+    click.echo()
+    rows = [["rule", "packets", "bytes", "dropped", "because"]]
+    earlier_rules = {r.id: r for r in since[0].rules} if since else {}
+    for rule in reply.rules:
+        before = earlier_rules.get(rule.id)
+        rows.append(
+            [
+                f"{rule.name or rule.id}  {rule.input}",
+                _with_rate(rule.packets, before, "packets", since),
+                str(rule.bytes),
+                str(rule.dropped),
+                "",
+            ]
+        )
+        for index, output in enumerate(rule.outputs):
+            previous = before.outputs[index] if before and index < len(before.outputs) else None
+            rows.append(
+                [
+                    f"  -> {output.output}",
+                    _with_rate(output.packets, previous, "packets", since),
+                    str(output.bytes),
+                    str(sum(output.dropped.values())),
+                    _reasons(output.dropped),
+                ]
+            )
+    _print_table(rows)
+
+
+def _with_rate(value: int, before: object, field: str, since: tuple[Stats, float] | None) -> str:
+    if since is None or before is None:
+        return str(value)
+    rate = (value - int(getattr(before, field))) / since[1]
+    return f"{value} ({rate:.0f}/s)"
+
+
+def _reasons(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{reason} {packets}" for reason, packets in dropped.items()) or "-"
+
+
+@cli.command()
+@_json_option
+@_socket_option
+def workers(as_json: bool, path: str) -> None:
+    """Show the daemon's processes: who they run as, what they may do, on which core, as the kernel says."""
+    with Client(path) as client:
+        processes = client.workers()
+    if as_json:
+        _print_json({"processes": processes})
+        return
+    rows = [["process", "pid", "state", "uid", "capabilities", "cores", "engine", "restarts"]]
+    rows += [_process_row(process) for process in processes]
+    _print_table(rows)
+
+
+def _process_row(process: ProcessFacts) -> list[str]:
+    name = f"data/{process.index}" if process.role == "data" else process.role
+    fields = [process.pid, process.state, process.uid, process.capabilities, process.cores, process.engine]
+    return [name, *("-" if field is None else str(field) for field in fields), str(process.restarts)]
+
+
+@cli.command()
+@_socket_option
+def ping(path: str) -> None:
+    """Ask whether the daemon answers."""
+    started = time.monotonic()
+    with Client(path) as client:
+        client.ping()
+    click.echo(f"the daemon at {path} answers ({(time.monotonic() - started) * 1000:.1f} ms)")
+
+
+@cli.command()
+@_json_option
+@_socket_option
+def version(as_json: bool, path: str) -> None:
+    """Show the version of this program and of the running daemon."""
+    with Client(path) as client:
+        reply = client.version()
+    if as_json:
+        _print_json({"client": __version__, "daemon": reply.version, "protocol": reply.protocol})
+    else:
+        click.echo(f"mcrelay {__version__}; the daemon is {reply.version}, protocol {reply.protocol}")
+
+
+# --- printing --------------------------------------------------------------------------------------------------------
+
+
+def _print_json(value: object) -> None:
+    document = to_json(value)
+    if isinstance(document, dict):
+        document.pop("type", None)
+        document.pop("id", None)
+    click.echo(json.dumps(document, indent=2))
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell; all but the first flush right, and the last flush left."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=True)]
+        click.echo("  ".join([*cells, row[-1]]).rstrip())
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -1,0 +1,170 @@
+"""The API for Python programs: what the command line does, as calls.
+
+    with Client() as relay:
+        rule = relay.add("239.1.1.1:5000%eth0", ["239.2.2.2:6000%eth1,ttl=8"], name="feed-a")
+        print(relay.stats().workers)
+        relay.remove(rule.rule.id)
+
+Every call waits for its answer and raises mcrelay.errors.Error with the daemon's reason if it was refused. Owns one
+connection, is used by one thread at a time.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+from mcrelay.errors import Error, NotPermitted, Unavailable
+from mcrelay.messages import (
+    Add,
+    Added,
+    Codec,
+    Failure,
+    FrameReader,
+    GetStats,
+    GetVersion,
+    GetWorkers,
+    ListRules,
+    Malformed,
+    Message,
+    Ping,
+    Pong,
+    ProcessFacts,
+    Remove,
+    Removed,
+    RuleFacts,
+    Rules,
+    RuleStats,
+    Stats,
+    Version,
+    Workers,
+    encode,
+)
+
+DEFAULT_SOCKET: Final = "/run/mcrelay/control.sock"
+TIMEOUT_S: Final = 15.0
+READ_SIZE: Final = 64 * 1024
+
+Reply = TypeVar("Reply", bound=Message)
+
+
+class Client:
+    """Connects at once. Unavailable if no daemon listens at `path`, NotPermitted if the caller may not connect."""
+
+    def __init__(self, path: str = DEFAULT_SOCKET, *, timeout_s: float = TIMEOUT_S) -> None:
+        self._path = path
+        self._last_id = 0
+        self._codec = Codec("client", "control", "client")
+        self._reader = FrameReader()
+        self._frames: list[bytes | Malformed] = []
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.settimeout(timeout_s)
+        try:
+            self._sock.connect(path)
+        except PermissionError:
+            self._sock.close()
+            raise NotPermitted(
+                f"not permitted to use {path}",
+                "become root or a member of the socket's group ('ls -l' shows it)",
+            ) from None
+        except OSError as error:
+            self._sock.close()
+            raise Unavailable(
+                f"no mcrelay daemon at {path} ({error.strerror or error})", "start one: mcrelay run"
+            ) from None
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Calls.
+
+    def ping(self) -> None:
+        self._ask(Ping(id=self._next_id()), Pong)
+
+    def version(self) -> Version:
+        return self._ask(GetVersion(id=self._next_id()), Version)
+
+    def add(self, input: str, outputs: Sequence[str], name: str | None = None) -> Added:
+        """Add a rule; when it returns, all workers concerned forward by it."""
+        return self._ask(Add(id=self._next_id(), input=input, outputs=tuple(outputs), name=name), Added)
+
+    def remove(self, rule: str) -> Removed:
+        """Remove a rule by name or id; when it returns, nothing is forwarded by it any more."""
+        return self._ask(Remove(id=self._next_id(), rule=rule), Removed)
+
+    def rules(self) -> list[RuleFacts]:
+        found: list[RuleFacts] = []
+        while True:
+            after = found[-1].id if found else None
+            reply = self._ask(ListRules(id=self._next_id(), after=after), Rules)
+            found += reply.rules
+            if not reply.more:
+                return found
+
+    def stats(self) -> Stats:
+        """Counters of all workers and rules."""
+        rules: list[RuleStats] = []
+        while True:
+            after = rules[-1].id if rules else None
+            reply = self._ask(GetStats(id=self._next_id(), after=after), Stats)
+            rules += reply.rules
+            if not reply.more:
+                return Stats(
+                    id=reply.id,
+                    generation=reply.generation,
+                    workers=reply.workers,
+                    rules=tuple(rules),
+                    more=False,
+                    frames_malformed=reply.frames_malformed,
+                )
+
+    def workers(self) -> tuple[ProcessFacts, ...]:
+        return self._ask(GetWorkers(id=self._next_id()), Workers).processes
+
+    # The wire.
+
+    def _next_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
+
+    def _ask(self, request: Message, expect: type[Reply]) -> Reply:
+        try:
+            self._sock.sendall(encode(request))
+            reply = self._receive()
+        except TimeoutError:
+            raise Unavailable(f"the daemon at {self._path} does not answer", "its log says more") from None
+        except ValueError as error:
+            raise Error(str(error), "use fewer or shorter outputs", code="usage") from None
+        except OSError as error:
+            raise Unavailable(f"lost the daemon at {self._path}: {error.strerror}", "try again") from None
+        if isinstance(reply, Failure):
+            raise Error(reply.message, reply.hint, code=reply.code)
+        if not isinstance(reply, expect):
+            raise Error(f"the daemon answered with {type(reply).__name__}", "is it the same version?", code="protocol")
+        return reply
+
+    def _receive(self) -> Message:
+        while not self._frames:
+            data = self._sock.recv(READ_SIZE)
+            if not data:
+                raise Unavailable(f"the daemon at {self._path} closed the connection", "try again")
+            self._frames.extend(self._reader.feed(data))
+        frame = self._frames.pop(0)
+        try:
+            if isinstance(frame, Malformed):
+                raise frame
+            return self._codec.decode(frame)
+        except Malformed as error:
+            raise Error(
+                f"the daemon's answer cannot be read: {error.why}", "is it the same version?", code="protocol"
+            ) from None

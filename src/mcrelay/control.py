@@ -1,0 +1,447 @@
+"""The control plane worker: the client API over the flow table.
+
+Owns the client connections, the flow table (what the supervisor has recorded as active, and where each rule is counted)
+and which counters are free. A change is validated here, asked of the supervisor, and answered to the client when the
+supervisor's record of it has arrived on FD 3: that stream is the only thing that changes the table. Opens no socket,
+connects to nothing, and holds no privilege; forwarding goes on without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import mmap
+import os
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from mcrelay import __version__, counters, worker
+from mcrelay.channel import Channel
+from mcrelay.errors import Busy, Error
+from mcrelay.messages import (
+    PROTOCOL,
+    Add,
+    Added,
+    Applied,
+    ApplyRules,
+    Client,
+    Codec,
+    Failure,
+    GetProcesses,
+    GetStats,
+    GetSummary,
+    GetVersion,
+    GetWorkers,
+    ListRules,
+    Malformed,
+    Message,
+    OutputStats,
+    Ping,
+    Pong,
+    Processes,
+    Ready,
+    RecordRules,
+    Refused,
+    Remove,
+    Removed,
+    RuleFacts,
+    RuleRecord,
+    Rules,
+    RuleStats,
+    Shutdown,
+    Start,
+    Stats,
+    Summary,
+    Version,
+    Workers,
+    WorkerStats,
+)
+from mcrelay.process import name_process
+from mcrelay.rules import Rule, RuleSet, parse_rule
+from mcrelay.worker import Life
+
+log = logging.getLogger(__name__)
+
+CLIENTS_MAX: Final = 256
+REQUESTS_MAX: Final = 32  # of one client, under way at once
+MALFORMED_MAX: Final = 16  # of one client, before it is sent away
+SUPERVISOR_S: Final = 10.0  # for the answer to one request
+OUTPUTS_PER_REPLY: Final = 1500  # of rules listed, so that a reply fits a frame (about 300 bytes each)
+
+Reply = TypeVar("Reply", bound=Message)
+
+
+class Unanswered(Busy):
+    """Whether it happened is not known."""
+
+
+@dataclass
+class FlowTable:
+    """Active rules, each with its record, and the counters that no rule uses."""
+
+    rules: RuleSet = field(default_factory=RuleSet)
+    records: dict[str, RuleRecord] = field(default_factory=dict)
+    generation: int = 0
+
+    def __post_init__(self) -> None:
+        """Every counter is free that no record uses."""
+        rules = {record.counter for record in self.records.values()}
+        outputs = {counter for record in self.records.values() for counter in record.output_counters}
+        self._free_rules = deque(n for n in range(counters.RULES_MAX) if n not in rules)
+        self._free_outputs = deque(n for n in range(counters.OUTPUTS_MAX) if n not in outputs)
+
+    def reserve(self, rule: Rule) -> RuleRecord:
+        """A record with counters of its own. Busy if there are too many rules."""
+        if not self._free_rules or len(self._free_outputs) < len(rule.outputs):
+            raise Busy(
+                f"{len(self.records)} rules are active, there is no room for more",
+                f"at most {counters.RULES_MAX} rules with {counters.OUTPUTS_MAX} outputs are possible",
+            )
+        return RuleRecord(
+            input=str(rule.input),
+            outputs=tuple(map(str, rule.outputs)),
+            name=rule.name,
+            counter=self._free_rules.popleft(),
+            output_counters=tuple(self._free_outputs.popleft() for _ in rule.outputs),
+        )
+
+    def free(self, record: RuleRecord) -> None:
+        self._free_rules.append(record.counter)
+        self._free_outputs.extend(record.output_counters)
+
+    def put(self, record: RuleRecord) -> None:
+        rule = parse_rule(record.input, record.outputs, record.name)
+        self.rules.add(rule)
+        self.records[rule.id] = record
+
+    def take(self, rule_id: str) -> None:
+        self.rules.remove(rule_id)
+        self.free(self.records.pop(rule_id))
+
+    def after(self, rule_id: str | None) -> Iterator[tuple[Rule, RuleRecord]]:
+        """Rules in the order of their addition, from behind `rule_id` on. Busy if that one is gone."""
+        if rule_id is not None and rule_id not in self.rules:
+            raise Busy("the rules changed while they were listed", "ask again from the start")
+        skipping = rule_id is not None
+        for rule in self.rules:
+            if not skipping:
+                yield rule, self.records[rule.id]
+            elif rule.id == rule_id:
+                skipping = False
+
+
+class Connection:
+    """One client."""
+
+    def __init__(self, control: ControlPlane, sock: socket.socket, peer: Client) -> None:
+        self._control = control
+        self._requests = 0
+        self.channel = Channel(
+            f"client {peer.pid} of user {peer.uid}",
+            sock,
+            Codec("client", "client", "control"),
+            self._received,
+            self._closed,
+            on_malformed=self._malformed,
+        )
+
+    def reply(self, message: Message) -> None:
+        try:
+            self.channel.send(message)
+        except Busy:
+            log.warning("%s does not read: closed", self.channel.name)
+            self.close()
+        except ConnectionError:
+            pass  # it went away before it had its answer
+
+    def close(self) -> None:
+        self.channel.close()
+        self._control.forget(self)
+
+    def _closed(self, reason: str) -> None:
+        self._control.forget(self)
+
+    def _malformed(self, error: Malformed) -> None:
+        self._control.frames_malformed += 1
+        hint = f"a request is one of: {', '.join(_tags())}; see docs/protocol.md"
+        self.reply(Failure(id=None, code="protocol", message=f"malformed request: {error.why}"[:4096], hint=hint))
+        if self.channel.malformed >= MALFORMED_MAX:
+            log.warning("%s sent %d malformed frames: closed", self.channel.name, MALFORMED_MAX)
+            self.close()
+
+    def _received(self, message: Message, descriptors: list[int]) -> None:
+        if self._requests >= REQUESTS_MAX:
+            self.reply(_failure(message, Busy(f"{REQUESTS_MAX} requests are under way", "wait for their answers")))
+            return
+        self._requests += 1
+        task = asyncio.get_running_loop().create_task(self._serve(message))
+        self._control.keep(task)
+
+    async def _serve(self, message: Message) -> None:
+        try:
+            self.reply(await self._control.serve(message))
+        except Error as error:
+            self.reply(_failure(message, error))
+        except Exception:
+            log.exception("cannot serve %s", type(message).__name__)
+            self.reply(_failure(message, Error("an error inside the daemon", "its log says more")))
+        finally:
+            self._requests -= 1
+
+
+def _tags() -> list[str]:
+    return [str(t.__struct_config__.tag) for t in Codec("client", "client", "control").permitted]
+
+
+def _failure(request: Message, error: Error) -> Failure:
+    request_id = getattr(request, "id", None)
+    return Failure(id=request_id, code=error.code, message=error.message[:4096], hint=error.hint[:4096])
+
+
+class ControlPlane:
+    def __init__(self, start: Start, descriptors: list[int], life: Life) -> None:
+        request_fd, *page_fds = descriptors
+        self._life = life
+        self.frames_malformed = 0
+        self._table = FlowTable()
+        self._pages = [_map_page(fd) for fd in page_fds]
+        self._clients: set[Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._asked: dict[int, asyncio.Future[Message]] = {}
+        self._last_id = 0
+        self._ready = False  # the first snapshot is complete
+        self._recorded = asyncio.Condition()
+        self._requests = Channel(
+            "request_sock",
+            socket.socket(fileno=request_fd),
+            Codec("request_sock", "supervisor", "control"),
+            self._from_requests,
+            lambda reason: life.end(),
+            on_malformed=self._count_malformed,
+        )
+        self._requests.send(Ready())
+
+    def _count_malformed(self, error: Malformed) -> None:
+        self.frames_malformed += 1
+
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Hold a task until it is done; the loop alone would not."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # The supervisor.
+
+    def from_supervisor(self, message: Message, descriptors: list[int]) -> None:
+        match message:
+            case Client():
+                self._accept(message, descriptors[0])
+            case RecordRules():
+                self._record(message)
+            case Shutdown():
+                for client in list(self._clients):
+                    client.close()
+                self._life.end()
+
+    def _accept(self, peer: Client, descriptor: int) -> None:
+        sock = socket.socket(fileno=descriptor)
+        connection = Connection(self, sock, peer)
+        self._clients.add(connection)
+        if len(self._clients) > CLIENTS_MAX:
+            busy = Busy(f"{CLIENTS_MAX} clients are connected", "close some, or try again later")
+            connection.reply(Failure(id=None, code=busy.code, message=busy.message, hint=busy.hint))
+            connection.close()
+
+    def forget(self, connection: Connection) -> None:
+        self._clients.discard(connection)
+
+    def _record(self, message: RecordRules) -> None:
+        if message.snapshot:
+            self._table = FlowTable()
+        for rule_id in message.removed:
+            self._table.take(rule_id)
+        for record in message.added:
+            self._table.put(record)
+        if message.complete:
+            if not self._ready:
+                # What a former life of ours has given out is known now.
+                self._table = FlowTable(self._table.rules, self._table.records)
+                self._ready = True
+            self._table.generation = message.generation
+            self.keep(asyncio.get_running_loop().create_task(self._notify_recorded()))
+
+    async def _notify_recorded(self) -> None:
+        async with self._recorded:
+            self._recorded.notify_all()
+
+    def _from_requests(self, message: Message, descriptors: list[int]) -> None:
+        match message:
+            case Applied() | Refused() | Processes():
+                future = self._asked.pop(message.id, None)
+                if future and not future.done():
+                    future.set_result(message)
+            case GetSummary():
+                self._requests.send(self._summary(message.id))
+
+    async def _ask(self, make: Callable[[int], Message], expect: type[Reply]) -> Reply:
+        """Ask the supervisor. The Error of a refusal; Unanswered if it does not answer."""
+        self._last_id += 1
+        request_id = self._last_id
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._asked[request_id] = future
+        try:
+            self._requests.send(make(request_id))
+            reply = await asyncio.wait_for(future, SUPERVISOR_S)
+        except TimeoutError:
+            raise Unanswered("the supervisor does not answer", "its log says more") from None
+        finally:
+            self._asked.pop(request_id, None)
+        if isinstance(reply, Refused):
+            raise Error(reply.message, reply.hint, code=reply.code)
+        if not isinstance(reply, expect):
+            raise Error(f"the supervisor answered with {type(reply).__name__}", "its log says more")
+        return reply
+
+    async def _wait_recorded(self, generation: int) -> None:
+        async with self._recorded:
+            await self._recorded.wait_for(lambda: self._table.generation >= generation)
+
+    # Requests.
+
+    async def serve(self, message: Message) -> Message:
+        """The reply to a request, or an Error."""
+        match message:
+            case Ping():
+                return Pong(id=message.id)
+            case GetVersion():
+                return Version(id=message.id, version=__version__, protocol=PROTOCOL)
+            case Add():
+                return await self._add(message)
+            case Remove():
+                return await self._remove(message)
+            case ListRules():
+                return self._list(message)
+            case GetStats():
+                return self._stats(message)
+            case GetWorkers():
+                processes = await self._ask(lambda i: GetProcesses(id=i), Processes)
+                return Workers(id=message.id, processes=processes.processes)
+            case _:
+                raise Error(f"{type(message).__name__} is not served")
+
+    async def _add(self, message: Add) -> Added:
+        rule = parse_rule(message.input, message.outputs, message.name)
+        self._table.rules.check_addable(rule)
+        record = self._table.reserve(rule)
+        try:
+            applied = await self._ask(lambda i: ApplyRules(id=i, add=(record,), remove=()), Applied)
+        except Unanswered:
+            raise  # its counters may come into use yet, so they stay taken
+        except Error:
+            self._table.free(record)
+            raise
+        await self._wait_recorded(applied.generation)
+        return Added(id=message.id, rule=_facts(rule), generation=applied.generation, workers=applied.workers)
+
+    async def _remove(self, message: Remove) -> Removed:
+        rule = self._table.rules.find(message.rule)
+        applied = await self._ask(lambda i: ApplyRules(id=i, add=(), remove=(rule.id,)), Applied)
+        await self._wait_recorded(applied.generation)
+        return Removed(id=message.id, rule=_facts(rule), generation=applied.generation, workers=applied.workers)
+
+    def _list(self, message: ListRules) -> Rules:
+        rules, more = _page_of(self._table.after(message.after))
+        return Rules(
+            id=message.id,
+            generation=self._table.generation,
+            rules=tuple(_facts(rule) for rule, _record in rules),
+            more=more,
+        )
+
+    def _stats(self, message: GetStats) -> Stats:
+        rules, more = _page_of(self._table.after(message.after))
+        return Stats(
+            id=message.id,
+            generation=self._table.generation,
+            workers=tuple(
+                WorkerStats(index=index, dropped=page.dropped(), **page.totals())
+                for index, page in enumerate(self._pages)
+            ),
+            rules=tuple(self._rule_stats(rule, record) for rule, record in rules),
+            more=more,
+            frames_malformed=self.frames_malformed,
+        )
+
+    def _rule_stats(self, rule: Rule, record: RuleRecord) -> RuleStats:
+        sums = [sum(values) for values in zip(*(page.rule(record.counter) for page in self._pages), strict=True)]
+        packets, size, forwarded, dropped = sums
+        return RuleStats(
+            id=rule.id,
+            name=rule.name,
+            input=record.input,
+            packets=packets,
+            bytes=size,
+            forwarded=forwarded,
+            dropped=dropped,
+            outputs=tuple(
+                self._output_stats(text, counter)
+                for text, counter in zip(record.outputs, record.output_counters, strict=True)
+            ),
+        )
+
+    def _output_stats(self, text: str, counter: int) -> OutputStats:
+        packets = size = 0
+        dropped: dict[str, int] = {}
+        for page in self._pages:
+            page_packets, page_bytes, page_dropped = page.output(counter)
+            packets += page_packets
+            size += page_bytes
+            for reason, n in page_dropped.items():
+                dropped[reason] = dropped.get(reason, 0) + n
+        return OutputStats(output=text, packets=packets, bytes=size, dropped=dropped)
+
+    def _summary(self, request_id: int) -> Summary:
+        totals = [page.totals() for page in self._pages]
+        return Summary(
+            id=request_id,
+            rules=len(self._table.rules),
+            received=sum(t["received"] for t in totals),
+            forwarded=sum(t["forwarded"] for t in totals),
+            dropped=sum(sum(page.dropped().values()) for page in self._pages),
+        )
+
+
+def _map_page(fd: int) -> counters.Page:
+    page = mmap.mmap(fd, counters.PAGE_SIZE, prot=mmap.PROT_READ)
+    os.close(fd)
+    return counters.Page(memoryview(page))
+
+
+def _facts(rule: Rule) -> RuleFacts:
+    return RuleFacts(id=rule.id, name=rule.name, input=str(rule.input), outputs=tuple(map(str, rule.outputs)))
+
+
+def _page_of(rules: Iterator[tuple[Rule, RuleRecord]]) -> tuple[list[tuple[Rule, RuleRecord]], bool]:
+    """As many rules as fit a reply, and whether there are more."""
+    page: list[tuple[Rule, RuleRecord]] = []
+    weight = 0
+    for rule, record in rules:
+        weight += 1 + len(rule.outputs)
+        if page and weight > OUTPUTS_PER_REPLY:
+            return page, True
+        page.append((rule, record))
+    return page, False
+
+
+def main() -> None:
+    """python -m mcrelay.control UID GID, with FD 3."""
+    uid, gid = (int(argument) for argument in sys.argv[1:])
+    name_process("mcrelay-control")
+    worker.main("control", ControlPlane, uid, gid)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Counters: a worker's shared page, as written and as read.
+
+The layout is that of native/counters.h, which explains it; a test compares the two. `Page` is one worker's page over
+any buffer of PAGE_SIZE bytes (a memory map of the memfd that the supervisor made). Reading is free for the writer.
+Knows nothing of how the memory came here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+DROP_REASONS: Final = (
+    "none",
+    "truncated",
+    "oversize",
+    "not_ipv4",
+    "bad_ip_header",
+    "bad_ip_checksum",
+    "fragment",
+    "not_udp",
+    "bad_udp_length",
+    "bad_udp_checksum",
+    "other_host",
+    "vlan_tagged",
+    "no_rule",
+    "ingress_overrun",
+    "egress_full",
+    "egress_unreachable",
+    "egress_refused",
+    "egress_error",
+)
+EGRESS_REASONS: Final = DROP_REASONS[-4:]
+FIRST_EGRESS_REASON: Final = DROP_REASONS.index("egress_full")
+REASON: Final = {name: number for number, name in enumerate(DROP_REASONS)}
+
+MAGIC: Final = 0x6D6372656C617931
+VERSION: Final = 1
+RULES_MAX: Final = 16384
+OUTPUTS_MAX: Final = 65536
+
+# In 64-bit words.
+RULE_WORDS: Final = 4
+OUTPUT_WORDS: Final = 8
+RULES_OFFSET: Final = 4096 // 8
+OUTPUTS_OFFSET: Final = RULES_OFFSET + RULES_MAX * RULE_WORDS
+PAGE_SIZE: Final = 8 * (OUTPUTS_OFFSET + OUTPUTS_MAX * OUTPUT_WORDS)
+
+FRAMES_MALFORMED: Final = 2
+RECEIVED: Final = 8
+RECEIVED_BYTES: Final = 9
+FORWARDED: Final = 10
+COPIES: Final = 11
+COPIES_BYTES: Final = 12
+POOL_EXHAUSTED: Final = 13
+POOL_SLOTS: Final = 14
+POOL_FREE: Final = 15
+BATCHES: Final = 16
+DROPPED: Final = 24
+
+TOTALS: Final = {
+    "received": RECEIVED,
+    "received_bytes": RECEIVED_BYTES,
+    "forwarded": FORWARDED,
+    "copies": COPIES,
+    "copies_bytes": COPIES_BYTES,
+    "pool_exhausted": POOL_EXHAUSTED,
+    "pool_slots": POOL_SLOTS,
+    "pool_free": POOL_FREE,
+    "batches": BATCHES,
+    "frames_malformed": FRAMES_MALFORMED,
+}
+
+
+class Page:
+    """One worker's counters over `buffer`, which stays the caller's. A writer needs a writable buffer."""
+
+    def __init__(self, buffer: memoryview) -> None:
+        self._words = buffer.cast("B").cast("Q")
+        if len(self._words) * 8 < PAGE_SIZE:
+            raise ValueError(f"a counter page has {PAGE_SIZE} bytes, this one {len(self._words) * 8}")
+
+    def release(self) -> None:
+        self._words.release()
+
+    # Reading.
+
+    def totals(self) -> dict[str, int]:
+        return {name: self._words[word] for name, word in TOTALS.items()}
+
+    def dropped(self) -> dict[str, int]:
+        """Packets by drop reason, those that occurred."""
+        return {
+            name: packets
+            for number, name in enumerate(DROP_REASONS)
+            if number and (packets := self._words[DROPPED + number])
+        }
+
+    def rule(self, index: int) -> tuple[int, int, int, int]:
+        """(packets, bytes, forwarded, dropped)"""
+        packets, size, forwarded, dropped = self._words[self._rule(index) : self._rule(index) + RULE_WORDS]
+        return packets, size, forwarded, dropped
+
+    def output(self, index: int) -> tuple[int, int, dict[str, int]]:
+        """(packets, bytes, drops by reason, those that occurred)"""
+        at = self._output(index)
+        drops = self._words[at + 2 : at + 2 + len(EGRESS_REASONS)]
+        return (
+            self._words[at],
+            self._words[at + 1],
+            {name: n for name, n in zip(EGRESS_REASONS, drops, strict=True) if n},
+        )
+
+    # Writing: one process, and of its threads one per word.
+
+    def initialise(self) -> None:
+        """Mark a fresh page; one that a predecessor has counted in goes on."""
+        if self._words[0] != MAGIC:
+            self._words[0] = MAGIC
+            self._words[1] = VERSION
+
+    def count(self, word: int, n: int = 1) -> None:
+        self._words[word] += n
+
+    def set(self, word: int, value: int) -> None:
+        self._words[word] = value
+
+    def count_dropped(self, reason: int, n: int = 1) -> None:
+        self._words[DROPPED + reason] += n
+
+    def count_rule(self, index: int, *, packets: int = 0, size: int = 0, forwarded: int = 0, dropped: int = 0) -> None:
+        at = self._rule(index)
+        self._words[at] += packets
+        self._words[at + 1] += size
+        self._words[at + 2] += forwarded
+        self._words[at + 3] += dropped
+
+    def count_output(self, index: int, size: int) -> None:
+        at = self._output(index)
+        self._words[at] += 1
+        self._words[at + 1] += size
+
+    def count_output_dropped(self, index: int, reason: int) -> None:
+        self._words[self._output(index) + 2 + reason - FIRST_EGRESS_REASON] += 1
+
+    def clear(self, rules: Iterable[int], outputs: Iterable[int]) -> None:
+        """Zero the counters of rules and outputs that no engine uses (any more)."""
+        for index in rules:
+            for word in range(RULE_WORDS):
+                self._words[self._rule(index) + word] = 0
+        for index in outputs:
+            for word in range(OUTPUT_WORDS):
+                self._words[self._output(index) + word] = 0
+
+    def _rule(self, index: int) -> int:
+        if not 0 <= index < RULES_MAX:
+            raise IndexError(f"rule counter {index}")
+        return RULES_OFFSET + index * RULE_WORDS
+
+    def _output(self, index: int) -> int:
+        if not 0 <= index < OUTPUTS_MAX:
+            raise IndexError(f"output counter {index}")
+        return OUTPUTS_OFFSET + index * OUTPUT_WORDS

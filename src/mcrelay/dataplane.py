@@ -1,0 +1,269 @@
+"""The data plane worker: from commands to an engine's table.
+
+Owns the engine and its thread, the descriptors it was handed, and the compiled rules. The event loop runs on the main
+thread and serves command_sock; the engine's thread forwards. A command is decoded and compiled here, handed to the
+engine, and acknowledged on request_sock when the engine has answered. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import logging
+import mmap
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from mcrelay import counters, worker
+from mcrelay.channel import Channel
+from mcrelay.engines.base import Engine
+from mcrelay.errors import EXIT_CODES, Busy, Error, SystemRefusal
+from mcrelay.messages import (
+    Acknowledge,
+    AddRule,
+    AttachInterface,
+    Codec,
+    DetachInterface,
+    Direction,
+    Failed,
+    Malformed,
+    Message,
+    Ready,
+    RemoveRule,
+    RuleRecord,
+    Shutdown,
+    Start,
+    SyncRules,
+)
+from mcrelay.process import name_process
+from mcrelay.rules import Entry, compile_rule, parse_rule
+from mcrelay.worker import Life
+
+log = logging.getLogger(__name__)
+
+KERNEL_MIN: Final = (6, 1)  # IORING_SETUP_DEFER_TASKRUN, multishot recvmsg (6.0), buffer rings (5.19)
+
+
+def make_engine(kind: str, page: memoryview) -> Engine:
+    """The engine that was asked for; `auto` is uring, or reference with a warning where uring cannot run.
+    SystemRefusal if uring was asked for by name."""
+    reason = ""
+    if kind != "reference":
+        try:
+            from mcrelay.engines.uring import UringEngine
+
+            return UringEngine(page)
+        except ImportError as error:
+            reason = f"the native module is missing ({error}); install mcrelay from a wheel or with a compiler"
+        except OSError as error:
+            reason = _why_no_io_uring(error)
+        if kind == "uring":
+            raise SystemRefusal(f"engine uring cannot run: {reason}", "or use --engine reference, which is slow")
+        log.warning("engine uring cannot run: %s. Forwarding with engine reference, which is slow", reason)
+    from mcrelay.engines.reference import ReferenceEngine
+
+    return ReferenceEngine(page)
+
+
+def _why_no_io_uring(error: OSError) -> str:
+    release = os.uname().release
+    version = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
+    if version < KERNEL_MIN:
+        return f"Linux {release} is too old, {'.'.join(map(str, KERNEL_MIN))} is needed"
+    if error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS):
+        return "io_uring is disabled; see 'sysctl kernel.io_uring_disabled' and the container's seccomp profile"
+    return f"io_uring: {error.strerror}"
+
+
+class DataPlane:
+    """One worker. `make` is the engine's maker, so that tests can put a fake one in its place."""
+
+    def __init__(
+        self,
+        start: Start,
+        descriptors: list[int],
+        life: Life,
+        make: Callable[[str, memoryview], Engine] = make_engine,
+    ) -> None:
+        request_fd, command_fd, page_fd = descriptors
+        self._life = life
+        self._map = mmap.mmap(page_fd, counters.PAGE_SIZE)
+        os.close(page_fd)
+        self._page = counters.Page(memoryview(self._map))
+        self._page.initialise()
+        self._slots: dict[str, int] = {}  # interface name -> slot
+        self._sockets: dict[tuple[int, Direction], int] = {}
+        self._entries: dict[str, Entry] = {}  # rule id -> compiled
+        self._incoming: list[RuleRecord] = []  # of an unfinished SyncRules
+        self._answers: dict[int, Callable[[int], None]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._requests = Channel(
+            "request_sock",
+            socket.socket(fileno=request_fd),
+            Codec("request_sock", "supervisor", "data"),
+            self._command,
+            self._channel_closed,
+            on_malformed=self._count_malformed,
+        )
+        self._commands = Channel(
+            "command_sock",
+            socket.socket(fileno=command_fd),
+            Codec("command_sock", "supervisor", "data"),
+            self._command,
+            self._channel_closed,
+            on_malformed=self._count_malformed,
+        )
+        try:
+            self._engine = make(start.engine, memoryview(self._map))
+        except Error as error:
+            self._requests.send(Failed(code=error.code, message=error.message, hint=error.hint))
+            life.end(error.exit_code)
+            return
+        self._loop.add_reader(self._engine.answer_fd, self._take_answers)
+        self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
+        self._thread.start()
+        self._requests.send(Ready(engine=self._engine.name))
+
+    def from_supervisor(self, message: Message, descriptors: list[int]) -> None:
+        raise AssertionError(f"{type(message).__name__} is not for a data plane")
+
+    def _channel_closed(self, reason: str) -> None:
+        self._life.end()
+
+    def _count_malformed(self, error: Malformed) -> None:
+        self._page.count(counters.FRAMES_MALFORMED)
+
+    # The engine.
+
+    def _run_engine(self) -> None:
+        code = 0
+        try:
+            self._engine.run()
+        except Exception:
+            log.exception("the engine ended")
+            code = EXIT_CODES["internal"]
+        self._loop.call_soon_threadsafe(self._engine_ended, code)
+
+    def _engine_ended(self, code: int) -> None:
+        self._take_answers()
+        self._life.end(code)
+
+    def _take_answers(self) -> None:
+        for ticket, error in self._engine.answers():
+            self._answers.pop(ticket)(error)
+
+    # Commands.
+
+    def _command(self, message: Message, descriptors: list[int]) -> None:
+        match message:
+            case AttachInterface():
+                self._attach(message, descriptors[0])
+            case DetachInterface():
+                self._detach(message)
+            case AddRule():
+                self._change(message.ticket, lambda entries: self._put(entries, message.rule))
+            case RemoveRule():
+                self._change(message.ticket, lambda entries: entries.pop(message.rule))
+            case SyncRules():
+                self._incoming.extend(message.rules)
+                if message.complete:
+                    records, self._incoming = self._incoming, []
+                    self._change(message.ticket, lambda entries: self._replace(entries, records))
+            case Shutdown():
+                self._answers[self._engine.stop()] = lambda error: None
+
+    def _acknowledge(self, ticket: int, error: str | None = None) -> None:
+        try:
+            self._requests.send(Acknowledge(ticket=ticket, error=error))
+        except (Busy, ConnectionError) as failure:
+            log.error("cannot acknowledge: %s", failure)
+            self._life.end(EXIT_CODES["internal"])
+
+    def _change(self, ticket: int, edit: Callable[[dict[str, Entry]], object]) -> None:
+        """Edit a copy of the rules and have the engine forward by it; if it cannot, nothing has changed."""
+        entries = dict(self._entries)
+        try:
+            edit(entries)
+            answer = self._engine.set_rules(entries.values())
+        except (Error, KeyError, ValueError, OSError) as error:
+            self._acknowledge(ticket, f"{type(error).__name__}: {error}")
+            return
+        self._entries = entries
+        self._answers[answer] = functools.partial(self._answered, ticket)
+
+    def _answered(self, ticket: int, error: int) -> None:
+        self._acknowledge(ticket, os.strerror(error) if error else None)
+
+    def _put(self, entries: dict[str, Entry], record: RuleRecord) -> None:
+        rule = parse_rule(record.input, record.outputs, record.name)
+        entries[rule.id] = compile_rule(rule, self._slots, record.counter, record.output_counters)
+
+    def _replace(self, entries: dict[str, Entry], records: list[RuleRecord]) -> None:
+        entries.clear()
+        for record in records:
+            self._put(entries, record)
+
+    def _attach(self, message: AttachInterface, fd: int) -> None:
+        attach = (
+            functools.partial(self._engine.attach_ingress, message.slot, fd, message.mtu)
+            if message.direction == "ingress"
+            else functools.partial(self._engine.attach_egress, message.slot, fd)
+        )
+
+        def done(error: int) -> None:
+            if error:
+                os.close(fd)
+                return
+            self._close_socket(message.slot, message.direction)
+            self._sockets[message.slot, message.direction] = fd
+            self._slots[message.name] = message.slot
+
+        self._execute(message.ticket, attach, done)
+
+    def _detach(self, message: DetachInterface) -> None:
+        detach = self._engine.detach_ingress if message.direction == "ingress" else self._engine.detach_egress
+        self._execute(
+            message.ticket,
+            functools.partial(detach, message.slot),
+            lambda error: self._close_socket(message.slot, message.direction),
+        )
+
+    def _close_socket(self, slot: int, direction: Direction) -> None:
+        fd = self._sockets.pop((slot, direction), None)
+        if fd is not None:
+            os.close(fd)
+
+    def _execute(self, ticket: int, step: Callable[[], int], done: Callable[[int], None]) -> None:
+        """Hand a step to the engine; when it has answered, call done(error or 0) and acknowledge."""
+
+        def answered(error: int) -> None:
+            done(error)
+            self._answered(ticket, error)
+
+        try:
+            self._answers[step()] = answered
+        except OSError as error:
+            answered(error.errno or errno.EIO)
+
+
+def main() -> None:
+    """python -m mcrelay.dataplane UID GID CORE, with FD 3."""
+    uid, gid, core = (int(argument) for argument in sys.argv[1:])
+    # Import both engines while the code can still be read.
+    import mcrelay.engines.reference
+
+    with contextlib.suppress(ImportError):  # make_engine says so
+        import mcrelay.engines.uring  # noqa: F401 - imported for later
+    os.sched_setaffinity(0, {core})
+    name_process("mcrelay-data")
+    worker.main("data", DataPlane, uid, gid)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+# cython: language_level=3, freethreading_compatible=False
+"""The C engine of native/engine.h as a Python class: a thin skin that turns negative errno into exceptions."""
+
+from libc.errno cimport EBUSY
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+import os
+
+
+cdef extern from "counters.h":
+    struct counters_page:
+        pass
+    size_t sizeof_counters_page "sizeof(struct counters_page)"
+    uint64_t COUNTERS_MAGIC
+    enum:
+        COUNTERS_VERSION
+        DROP_REASONS
+
+
+cdef extern from "table.h":
+    struct table:
+        pass
+    int table_build(table **out, const uint8_t *records, size_t length)
+    void table_free(table *table)
+    uint32_t table_rules(const table *table)
+
+
+cdef extern from "engine.h":
+    struct engine:
+        pass
+    struct engine_answer:
+        uint64_t ticket
+        int result
+    int engine_open(engine **out, counters_page *counters, int command_fd, int answer_fd)
+    int engine_run(engine *engine) nogil
+    void engine_close(engine *engine)
+    int64_t engine_attach_ingress(engine *engine, unsigned interface, int fd, uint32_t mtu, uint32_t slots)
+    int64_t engine_detach_ingress(engine *engine, unsigned interface)
+    int64_t engine_attach_egress(engine *engine, unsigned interface, int fd)
+    int64_t engine_detach_egress(engine *engine, unsigned interface)
+    int64_t engine_set_rules(engine *engine, const uint8_t *records, size_t length)
+    int64_t engine_stop(engine *engine)
+    int engine_answer_take "engine_answer"(engine *engine, engine_answer *answer)
+
+
+PAGE_SIZE = sizeof_counters_page
+PAGE_MAGIC = COUNTERS_MAGIC
+PAGE_VERSION = COUNTERS_VERSION
+DROP_REASON_COUNT = DROP_REASONS
+
+
+cdef int64_t check(int64_t result) except -1:
+    """The one place where a negative errno becomes an exception (BlockingIOError for EBUSY, else by OSError)."""
+    if result == -EBUSY:
+        raise BlockingIOError(EBUSY, "too many commands are waiting for the engine")
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result
+
+
+def rules_in(const uint8_t[::1] records not None):
+    """How many rules a description holds; OSError (EINVAL) if it is not one."""
+    cdef table *built = NULL
+    check(table_build(&built, &records[0] if records.shape[0] else NULL, <size_t>records.shape[0]))
+    count = table_rules(built)
+    table_free(built)
+    return count
+
+
+cdef class Engine:
+    """See native/engine.h. The page is a writable buffer of PAGE_SIZE bytes and stays mapped while the engine lives."""
+
+    cdef engine *_engine
+    cdef uint8_t[::1] _page
+
+    def __cinit__(self, uint8_t[::1] page not None, int command_fd, int answer_fd):
+        if <size_t>page.shape[0] < sizeof_counters_page:
+            raise ValueError(f"the counter page has {page.shape[0]} bytes, the engine needs {PAGE_SIZE}")
+        self._page = page
+        check(engine_open(&self._engine, <counters_page *>&page[0], command_fd, answer_fd))
+
+    def __dealloc__(self):
+        if self._engine != NULL:
+            engine_close(self._engine)
+
+    def close(self):
+        """Release everything; only after run() has returned. A second call does nothing."""
+        if self._engine != NULL:
+            engine_close(self._engine)
+            self._engine = NULL
+            self._page = None
+
+    cdef engine *_open(self) except NULL:
+        if self._engine == NULL:
+            raise ValueError("the engine is closed")
+        return self._engine
+
+    def run(self):
+        cdef engine *opened = self._open()
+        cdef int result
+        with nogil:
+            result = engine_run(opened)
+        check(result)
+
+    def attach_ingress(self, unsigned interface, int fd, uint32_t mtu, uint32_t slots):
+        return check(engine_attach_ingress(self._open(), interface, fd, mtu, slots))
+
+    def detach_ingress(self, unsigned interface):
+        return check(engine_detach_ingress(self._open(), interface))
+
+    def attach_egress(self, unsigned interface, int fd):
+        return check(engine_attach_egress(self._open(), interface, fd))
+
+    def detach_egress(self, unsigned interface):
+        return check(engine_detach_egress(self._open(), interface))
+
+    def set_rules(self, const uint8_t[::1] records not None):
+        cdef const uint8_t *first = &records[0] if records.shape[0] else NULL
+        return check(engine_set_rules(self._open(), first, <size_t>records.shape[0]))
+
+    def stop(self):
+        return check(engine_stop(self._open()))
+
+    def answers(self):
+        """The answers that have come, as (ticket, errno or 0)."""
+        cdef engine_answer answer
+        cdef engine *opened = self._open()
+        taken = []
+        while engine_answer_take(opened, &answer):
+            taken.append((answer.ticket, -answer.result))
+        return taken

@@ -1,0 +1,65 @@
+"""The contract of an engine, the packet's way through one worker.
+
+An engine runs on a thread of its own (`run`) and is commanded from the event loop's thread (everything else). A command
+is handed over, never waited for: it returns a ticket, and when `answer_fd` becomes readable, `answers()` has the
+tickets that are through, each with 0 or an errno. Commands take effect between two packets, in order of their tickets
+(a detach may answer later than its successors, when the last packet is done); a command that replaces something has
+put it out of use when it answers.
+
+Descriptors are borrowed: the caller closes them, after the answer to the command that puts them out of use. Rules name
+interfaces by slot, a small number that the supervisor gives out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar, Protocol
+
+from mcrelay.rules import Entry
+
+
+class Engine(Protocol):
+    name: ClassVar[str]
+
+    @property
+    def answer_fd(self) -> int:
+        """Readable when answers() has something."""
+        ...
+
+    def run(self) -> None:
+        """Forward until stopped; returns when every packet taken from a socket is dealt with. OSError if the kernel
+        ends it early."""
+        ...
+
+    # Commands. BlockingIOError: too many are waiting; OSError or OverflowError: wrong arguments. Nothing has happened.
+
+    def attach_ingress(self, interface: int, fd: int, mtu: int) -> int:
+        """Receive from the packet socket `fd` what is addressed to this interface's rules. Answers EEXIST if there is
+        one already."""
+        ...
+
+    def detach_ingress(self, interface: int) -> int:
+        """Answers ENOENT if there is none."""
+        ...
+
+    def attach_egress(self, interface: int, fd: int) -> int:
+        """Send this interface's outputs through the UDP socket `fd`, instead of the one before."""
+        ...
+
+    def detach_egress(self, interface: int) -> int:
+        """Answers ENOENT if there is none."""
+        ...
+
+    def set_rules(self, entries: Iterable[Entry]) -> int:
+        """Forward by these and no others."""
+        ...
+
+    def stop(self) -> int: ...
+
+    def answers(self) -> list[tuple[int, int]]:
+        """(ticket, errno or 0), each once."""
+        ...
+
+    def close(self) -> None:
+        """Release everything but the borrowed descriptors. After run() has returned."""
+        ...

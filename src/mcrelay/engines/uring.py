@@ -1,0 +1,71 @@
+"""Engine `uring`: the C core of native/, on io_uring.
+
+Owns the two eventfds between the event loop and the engine's thread. run() leaves the GIL for as long as it runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import ClassVar
+
+from mcrelay.engines import _native
+from mcrelay.rules import Entry
+
+
+class UringEngine:
+    """Over a writable counter page. OSError where the kernel has no io_uring for us."""
+
+    name: ClassVar[str] = "uring"
+
+    def __init__(self, page: memoryview, *, slots: int = 0) -> None:
+        """`slots`: receive slots per interface, a power of two; 0 chooses by the interface's MTU."""
+        self._slots = slots
+        self._command_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._answer_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        try:
+            self._native = _native.Engine(page, self._command_fd, self._answer_fd)
+        except BaseException:
+            os.close(self._command_fd)
+            os.close(self._answer_fd)
+            raise
+
+    @property
+    def answer_fd(self) -> int:
+        return self._answer_fd
+
+    def run(self) -> None:
+        self._native.run()
+
+    def attach_ingress(self, interface: int, fd: int, mtu: int) -> int:
+        return self._native.attach_ingress(interface, fd, mtu, self._slots)
+
+    def detach_ingress(self, interface: int) -> int:
+        return self._native.detach_ingress(interface)
+
+    def attach_egress(self, interface: int, fd: int) -> int:
+        return self._native.attach_egress(interface, fd)
+
+    def detach_egress(self, interface: int) -> int:
+        return self._native.detach_egress(interface)
+
+    def set_rules(self, entries: Iterable[Entry]) -> int:
+        return self._native.set_rules(b"".join(entry.packed for entry in entries))
+
+    def stop(self) -> int:
+        return self._native.stop()
+
+    def answers(self) -> list[tuple[int, int]]:
+        try:
+            os.eventfd_read(self._answer_fd)
+        except BlockingIOError:
+            return []
+        return self._native.answers()
+
+    def close(self) -> None:
+        if self._command_fd < 0:
+            return
+        self._native.close()
+        os.close(self._command_fd)
+        os.close(self._answer_fd)
+        self._command_fd = self._answer_fd = -1

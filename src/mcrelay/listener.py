@@ -1,0 +1,170 @@
+"""Listener: the one socket on the file system, where clients connect.
+
+Owns its path from bind to unlink, and decides who may speak to the control plane. Never reads a byte from a client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import stat
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from mcrelay.errors import Error, NotPermitted, UsageError
+from mcrelay.messages import Failure, encode
+from mcrelay.process import group_id
+
+log = logging.getLogger(__name__)
+
+SO_PEERGROUPS: Final = 59
+GROUP: Final = "mcrelay"
+BACKLOG: Final = 128
+PATH_MAX: Final = 107  # bytes, unix(7)
+ACCEPTS_PER_TURN: Final = 16
+CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
+
+
+class Listener:
+    """Binds `path`, mode 0660, group mcrelay if there is one. Error with its code if that cannot be."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        if not path.startswith("/") or len(os.fsencode(path)) > PATH_MAX:
+            raise UsageError(f"--socket {path!r} is not possible", f"give an absolute path of up to {PATH_MAX} bytes")
+        gid = group_id(GROUP)
+        self._gid = gid if gid is not None else os.getegid()
+        self._sock = self._bind()
+        self._inode = os.stat(path).st_ino
+        self._listening = False
+
+    def _bind(self) -> socket.socket:
+        directory = Path(self.path).parent
+        try:
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise Error(
+                f"cannot use {directory} for the socket: {error.strerror}",
+                "choose another: --socket PATH",
+                code="cannot_create",
+            ) from None
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mask = os.umask(0o177)
+        try:
+            # Two daemons that start at once must not both find the path unused.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._remove_stale()
+            sock.bind(self.path)
+            os.chown(self.path, -1, self._gid)
+            os.chmod(self.path, 0o660)
+        except OSError as error:
+            sock.close()
+            raise Error(
+                f"cannot create socket {self.path}: {error.strerror}",
+                "choose another: --socket PATH",
+                code="cannot_create",
+            ) from None
+        except BaseException:
+            sock.close()
+            raise
+        finally:
+            os.umask(mask)
+            os.close(lock)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+        return sock
+
+    def _remove_stale(self) -> None:
+        """Remove a socket that nobody listens on. Error if somebody does, or if it is something else."""
+        try:
+            mode = os.stat(self.path).st_mode
+        except FileNotFoundError:
+            return
+        if not stat.S_ISSOCK(mode):
+            raise Error(
+                f"{self.path} exists and is not a socket",
+                "move it away or choose another: --socket PATH",
+                code="cannot_create",
+            )
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(self.path)
+            except ConnectionRefusedError:
+                os.unlink(self.path)
+                return
+            except BlockingIOError:
+                pass  # somebody listens, with a full backlog
+        raise Error(
+            f"another mcrelay already listens on {self.path}",
+            "stop it, or choose another: --socket PATH",
+            code="cannot_create",
+        )
+
+    def open(self, deliver: Callable[[int, int, int, int], None]) -> None:
+        """Accept, and call deliver(descriptor, pid, uid, gid) for each permitted client; the callee owns it.
+        Until then, and after shut(), clients wait in the backlog."""
+        if not self._listening:
+            self._listening = True
+            asyncio.get_running_loop().add_reader(self._sock.fileno(), self._accept, deliver)
+
+    def shut(self) -> None:
+        if self._listening:
+            self._listening = False
+            asyncio.get_running_loop().remove_reader(self._sock.fileno())
+
+    def close(self) -> None:
+        self.shut()
+        self._sock.close()
+        try:
+            # Not one that a successor has put in our place.
+            if os.stat(self.path).st_ino == self._inode:
+                os.unlink(self.path)
+        except FileNotFoundError:
+            pass
+
+    def _accept(self, deliver: Callable[[int, int, int, int], None]) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                client, _address = self._sock.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                log.warning("cannot accept a client: %s", error.strerror)
+                return
+            try:
+                pid, uid, gid = self._check(client)
+            except NotPermitted as error:
+                log.warning("%s", error)
+                refusal = Failure(id=None, code=error.code, message=error.message, hint=error.hint)
+                client.setblocking(False)
+                with contextlib.suppress(OSError):
+                    client.send(encode(refusal))
+                client.close()
+                continue
+            deliver(client.detach(), pid, uid, gid)
+
+    def _check(self, client: socket.socket) -> tuple[int, int, int]:
+        """Who is there, as of its connect(2) (SO_PEERCRED, unix(7)). The socket's mode keeps others out already; this
+        holds even where the file's mode was changed."""
+        pid, uid, gid = CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
+        if uid in (0, os.geteuid()) or gid == self._gid or self._gid in _groups(client):
+            return pid, uid, gid
+        raise NotPermitted(
+            f"user {uid} (process {pid}) may not use {self.path}",
+            f"become root or a member of group {self._gid}",
+        )
+
+
+def _groups(client: socket.socket) -> tuple[int, ...]:
+    """Supplementary groups of the peer."""
+    room = 4 * 1024
+    data = client.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, room)
+    return struct.unpack(f"={len(data) // 4}I", data[: len(data) // 4 * 4])

@@ -1,0 +1,484 @@
+"""Messages: everything that processes of mcrelay, and its clients, say to each other.
+
+Owns every message type, who may say it on which channel, and the way from a message to bytes and back. Knows nothing of
+sockets or event loops: bytes come in, messages come out.
+
+A frame is a 4-byte big-endian length and as many bytes of one JSON object, tagged by "type", at most FRAME_MAX.
+Decoding is strict: an unknown type, an unknown or missing field, a wrong type or a number out of range is an error,
+and so is a message that its sender may not send on that channel. Descriptors travel beside the frame (SCM_RIGHTS);
+`descriptors()` of a message says how many belong to it.
+
+    channel          from -> to                     what
+    supervisor_sock  supervisor -> any worker       Start; to the control plane also Client, RecordRules
+    request_sock     any worker <-> supervisor      requests and replies by id, Ready, Acknowledge
+    command_sock     supervisor -> data plane       interfaces, rules, Shutdown
+    client           client <-> control plane       the API (docs/protocol.md)
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+
+from mcrelay import counters
+from mcrelay.rules import OUTPUTS_MAX
+
+FRAME_MAX: Final = 1024 * 1024  # bytes of JSON
+HEADER: Final = struct.Struct(">I")
+RULES_PER_FRAME: Final = 500  # of a longer list; a frame of rules with up to 20 outputs stays below FRAME_MAX
+WORKERS_MAX: Final = 64
+
+ChannelName = Literal["supervisor_sock", "request_sock", "command_sock", "client"]
+Role = Literal["supervisor", "control", "data", "client"]
+Direction = Literal["ingress", "egress"]
+
+Id = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Text = Annotated[str, msgspec.Meta(max_length=256)]
+LongText = Annotated[str, msgspec.Meta(max_length=4096)]
+Outputs = Annotated[tuple[Text, ...], msgspec.Meta(max_length=OUTPUTS_MAX)]
+RuleCounter = Annotated[int, msgspec.Meta(ge=0, lt=counters.RULES_MAX)]
+OutputCounter = Annotated[int, msgspec.Meta(ge=0, lt=counters.OUTPUTS_MAX)]
+Slot = Annotated[int, msgspec.Meta(ge=0, lt=64)]  # TABLE_INTERFACES_MAX
+Mtu = Annotated[int, msgspec.Meta(ge=68, le=65536)]
+Positive = Annotated[int, msgspec.Meta(ge=0)]
+
+
+def _tag(class_name: str) -> str:
+    return "".join("_" + c.lower() if c.isupper() else c for c in class_name).lstrip("_")
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag=_tag, omit_defaults=True):
+    """Base of all messages."""
+
+    def descriptors(self) -> int:
+        """How many descriptors travel with the message."""
+        return 0
+
+
+class RuleRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A rule between our processes: its canonical texts and where it is counted."""
+
+    input: Text
+    outputs: Outputs
+    name: Text | None
+    counter: RuleCounter
+    output_counters: Annotated[tuple[OutputCounter, ...], msgspec.Meta(max_length=OUTPUTS_MAX)]
+
+
+class ProcessFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the kernel says of one process, and what the supervisor knows of it."""
+
+    role: Literal["supervisor", "control", "data"]
+    index: Positive
+    state: Literal["starting", "ready", "waiting"]  # waiting: dead, to be restarted after its back-off
+    pid: int | None
+    uid: int | None
+    capabilities: str | None  # effective set, hexadecimal
+    cores: str | None  # as in Cpus_allowed_list
+    restarts: Positive
+    engine: str | None = None
+    frames_malformed: Positive = 0
+
+
+# --- supervisor_sock: supervisor to worker ---------------------------------------------------------------------------
+
+
+class Start(Message, frozen=True):
+    """The first message a worker gets. With it: request_sock; for a data plane also command_sock and its writable
+    counter page; for the control plane one readable page for each data plane."""
+
+    role: Literal["control", "data"]
+    index: Positive
+    workers: Annotated[int, msgspec.Meta(ge=1, le=WORKERS_MAX)]
+    engine: Literal["auto", "uring", "reference"]
+    version: str
+    debug: bool
+
+    def descriptors(self) -> int:
+        return 3 if self.role == "data" else 1 + self.workers
+
+
+class Client(Message, frozen=True):
+    """An accepted client connection, and who the kernel says is at its other end."""
+
+    pid: int
+    uid: Positive
+    gid: Positive
+
+    def descriptors(self) -> int:
+        return 1
+
+
+class RecordRules(Message, frozen=True):
+    """Rules that became active or ceased to be. A generation may take several messages; the last is `complete`. With
+    `snapshot` what was known before is void."""
+
+    generation: Id
+    added: tuple[RuleRecord, ...]
+    removed: tuple[Text, ...]
+    complete: bool
+    snapshot: bool = False
+
+
+# --- request_sock: both ways -----------------------------------------------------------------------------------------
+
+
+class Ready(Message, frozen=True):
+    """A worker works. `engine` is the one that runs."""
+
+    engine: str | None = None
+
+
+class Failed(Message, frozen=True):
+    """A worker cannot work here, and a restart would not help."""
+
+    code: Text
+    message: LongText
+    hint: LongText
+
+
+class Acknowledge(Message, frozen=True):
+    """A data plane has applied the command with this ticket, or has refused it."""
+
+    ticket: Id
+    error: LongText | None = None
+
+
+class ApplyRules(Message, frozen=True):
+    """Change the active rules: all of it or nothing."""
+
+    id: Id
+    add: tuple[RuleRecord, ...]
+    remove: tuple[Text, ...]
+
+
+class Applied(Message, frozen=True):
+    id: Id
+    generation: Id
+    workers: Positive  # that acknowledged
+
+
+class Refused(Message, frozen=True):
+    id: Id
+    code: Text
+    message: LongText
+    hint: LongText
+
+
+class GetProcesses(Message, frozen=True):
+    id: Id
+
+
+class Processes(Message, frozen=True):
+    id: Id
+    processes: tuple[ProcessFacts, ...]
+
+
+class GetSummary(Message, frozen=True):
+    """The supervisor asks the control plane what there is to tell in one line of the log."""
+
+    id: Id
+
+
+class Summary(Message, frozen=True):
+    id: Id
+    rules: Positive
+    received: Positive
+    forwarded: Positive
+    dropped: Positive
+
+
+# --- command_sock: supervisor to data plane --------------------------------------------------------------------------
+
+
+class AttachInterface(Message, frozen=True):
+    """Receive or send on the interface that the rules call `name` through the socket that comes with the message."""
+
+    ticket: Id
+    slot: Slot
+    name: Text
+    mtu: Mtu
+    direction: Direction
+
+    def descriptors(self) -> int:
+        return 1
+
+
+class DetachInterface(Message, frozen=True):
+    """Do so no more, and close the socket."""
+
+    ticket: Id
+    slot: Slot
+    direction: Direction
+
+
+class AddRule(Message, frozen=True):
+    ticket: Id
+    rule: RuleRecord
+
+
+class RemoveRule(Message, frozen=True):
+    ticket: Id
+    rule: Text  # id
+
+
+class SyncRules(Message, frozen=True):
+    """These rules and no others; a long list takes several messages, of which the last is `complete`."""
+
+    ticket: Id
+    rules: tuple[RuleRecord, ...]
+    complete: bool
+
+
+class Shutdown(Message, frozen=True):
+    """Finish what is in hand and exit."""
+
+
+# --- client ----------------------------------------------------------------------------------------------------------
+
+
+class Ping(Message, frozen=True):
+    id: Id
+
+
+class Pong(Message, frozen=True):
+    id: Id
+
+
+class GetVersion(Message, frozen=True):
+    id: Id
+
+
+class Version(Message, frozen=True):
+    id: Id
+    version: str
+    protocol: int
+
+
+class Add(Message, frozen=True):
+    id: Id
+    input: LongText
+    outputs: Annotated[tuple[LongText, ...], msgspec.Meta(max_length=OUTPUTS_MAX)]
+    name: LongText | None = None
+
+
+class RuleFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    id: str
+    name: str | None
+    input: str
+    outputs: tuple[str, ...]
+
+
+class Added(Message, frozen=True):
+    id: Id
+    rule: RuleFacts
+    generation: Id
+    workers: Positive
+
+
+class Remove(Message, frozen=True):
+    id: Id
+    rule: LongText  # name or id
+
+
+class Removed(Message, frozen=True):
+    id: Id
+    rule: RuleFacts
+    generation: Id
+    workers: Positive
+
+
+class ListRules(Message, frozen=True):
+    id: Id
+    after: Text | None = None  # the id of the last rule already seen
+
+
+class Rules(Message, frozen=True):
+    id: Id
+    generation: Id
+    rules: tuple[RuleFacts, ...]
+    more: bool
+
+
+class OutputStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    output: str
+    packets: int
+    bytes: int
+    dropped: dict[str, int]
+
+
+class RuleStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    id: str
+    name: str | None
+    input: str
+    packets: int  # that matched
+    bytes: int
+    forwarded: int
+    dropped: int
+    outputs: tuple[OutputStats, ...]
+
+
+class WorkerStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    index: int
+    received: int
+    received_bytes: int
+    forwarded: int
+    copies: int
+    copies_bytes: int
+    pool_exhausted: int
+    pool_slots: int
+    pool_free: int
+    batches: int
+    frames_malformed: int
+    dropped: dict[str, int]
+
+
+class GetStats(Message, frozen=True):
+    id: Id
+    after: Text | None = None
+
+
+class Stats(Message, frozen=True):
+    """Counters of all workers, and of as many rules as a frame holds: ask again with `after` while there is more."""
+
+    id: Id
+    generation: Id
+    workers: tuple[WorkerStats, ...]
+    rules: tuple[RuleStats, ...]
+    more: bool
+    frames_malformed: int  # from clients and on the control plane's own channels
+
+
+class GetWorkers(Message, frozen=True):
+    id: Id
+
+
+class Workers(Message, frozen=True):
+    id: Id
+    processes: tuple[ProcessFacts, ...]
+
+
+class Failure(Message, frozen=True):
+    """What was asked for did not happen. `id` is null if the request's could not be read."""
+
+    id: Id | None
+    code: Text
+    message: LongText
+    hint: LongText
+
+
+PROTOCOL: Final = 1
+
+# Who may say what where.
+PERMITTED: Final[dict[tuple[ChannelName, Role, Role], tuple[type[Message], ...]]] = {
+    ("supervisor_sock", "supervisor", "control"): (Start, Client, RecordRules, Shutdown),
+    ("supervisor_sock", "supervisor", "data"): (Start,),
+    ("request_sock", "control", "supervisor"): (Ready, Failed, ApplyRules, GetProcesses, Summary),
+    ("request_sock", "supervisor", "control"): (Applied, Refused, Processes, GetSummary),
+    ("request_sock", "data", "supervisor"): (Ready, Failed, Acknowledge),
+    ("request_sock", "supervisor", "data"): (),
+    ("command_sock", "supervisor", "data"): (
+        AttachInterface,
+        DetachInterface,
+        AddRule,
+        RemoveRule,
+        SyncRules,
+        Shutdown,
+    ),
+    ("client", "client", "control"): (Ping, GetVersion, Add, Remove, ListRules, GetStats, GetWorkers),
+    ("client", "control", "client"): (Pong, Version, Added, Removed, Rules, Stats, Workers, Failure),
+}
+# A worker never speaks on supervisor_sock or command_sock; what it sends there is malformed.
+
+
+class Malformed(Exception):
+    """Bytes that are not a permitted message. `stage` says where that showed: frame, decode, descriptors."""
+
+    def __init__(self, stage: str, why: str) -> None:
+        super().__init__(f"{stage}: {why}")
+        self.stage = stage
+        self.why = why
+
+
+class Codec:
+    """Messages from one role to another on one channel."""
+
+    def __init__(self, channel: ChannelName, sender: Role, receiver: Role) -> None:
+        self.permitted = PERMITTED.get((channel, sender, receiver), ())
+        union: Any = None
+        for message in self.permitted:
+            union = message if union is None else union | message
+        self._decoder = msgspec.json.Decoder(union) if self.permitted else None
+        self._sender = sender
+
+    def decode(self, body: bytes | memoryview) -> Message:
+        """One message, or Malformed."""
+        if self._decoder is None:
+            raise Malformed("decode", f"the {self._sender} may not send anything here")
+        try:
+            message: Message = self._decoder.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Malformed("decode", str(error)) from None
+        return message
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def encode(message: Message) -> bytes:
+    """The frame of a message. ValueError if it would exceed FRAME_MAX: split it."""
+    body = _encoder.encode(message)
+    if len(body) > FRAME_MAX:
+        raise ValueError(f"{type(message).__name__} of {len(body)} bytes exceeds a frame")
+    return HEADER.pack(len(body)) + body
+
+
+def to_json(value: Any) -> Any:
+    """A message or part of one as plain JSON values."""
+    return msgspec.to_builtins(value)
+
+
+class FrameReader:
+    """Bytes of a stream in, frames out. A frame that announces more than FRAME_MAX is reported once and skipped, so
+    that the stream goes on after it."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._skip = 0
+
+    @property
+    def between_frames(self) -> bool:
+        return not self._buffer and not self._skip
+
+    def feed(self, data: bytes) -> Iterator[bytes | Malformed]:
+        if self._skip:
+            skipped = min(self._skip, len(data))
+            self._skip -= skipped
+            data = data[skipped:]
+        self._buffer += data
+        while len(self._buffer) >= HEADER.size:
+            (length,) = HEADER.unpack_from(self._buffer)
+            if length > FRAME_MAX:
+                have = len(self._buffer) - HEADER.size
+                self._skip = max(0, length - have)
+                del self._buffer[: HEADER.size + min(have, length)]
+                yield Malformed("frame", f"{length} bytes announced, at most {FRAME_MAX} are possible")
+                continue
+            if len(self._buffer) < HEADER.size + length:
+                return
+            body = bytes(memoryview(self._buffer)[HEADER.size : HEADER.size + length])
+            del self._buffer[: HEADER.size + length]
+            yield body
+
+
+Item = TypeVar("Item")
+
+
+def in_frames(items: list[Item]) -> Iterator[tuple[tuple[Item, ...], bool]]:
+    """Cut a list of rules into pieces that fit a frame: (piece, it is the last). An empty list is one empty piece."""
+    starts = range(0, max(1, len(items)), RULES_PER_FRAME)
+    for start in starts:
+        yield tuple(items[start : start + RULES_PER_FRAME]), start == starts[-1]

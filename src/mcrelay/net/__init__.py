@@ -1,0 +1,1 @@
+"""What mcrelay asks of the kernel's network: privileged sockets, interface facts."""

@@ -1,0 +1,139 @@
+"""Attachments: the interfaces in use, and the durable sockets on them.
+
+Owns, for the supervisor, every packet socket and egress socket from opening to closing, which slot an interface has,
+and how many rules need what. What a worker gets of it is a borrowed descriptor: when the worker dies, nothing here
+changes.
+
+Closing a packet socket waits for the kernel's other cores (synchronize_net), so sockets are closed on another thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Final, TypeVar
+
+from mcrelay.errors import RuleError
+from mcrelay.messages import Direction
+from mcrelay.net import sockets
+from mcrelay.net.interfaces import Interface
+from mcrelay.rules import Rule
+
+SLOTS_MAX: Final = 64  # TABLE_INTERFACES_MAX
+
+Need = tuple[str, Direction]  # interface name
+Group = tuple[str, IPv4Address]  # interface name
+
+
+@dataclass
+class Attachment:
+    """An interface in use: for each direction in use, one socket per worker."""
+
+    slot: int
+    interface: Interface
+    sockets: dict[Direction, list[socket.socket]] = field(default_factory=dict)
+
+
+def needs(rule: Rule) -> set[Need]:
+    return {(rule.input.interface, "ingress"), *((output.interface, "egress") for output in rule.outputs)}
+
+
+def group(rule: Rule) -> Group:
+    assert isinstance(rule.input.group, IPv4Address)
+    return (rule.input.interface, rule.input.group)
+
+
+class Attachments:
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._by_name: dict[str, Attachment] = {}
+        self._memberships = sockets.Memberships()
+        self._uses: Counter[Need] = Counter()
+        self._joined: Counter[Group] = Counter()
+
+    def __iter__(self) -> Iterator[Attachment]:
+        return iter(self._by_name.values())
+
+    def __getitem__(self, name: str) -> Attachment:
+        return self._by_name[name]
+
+    def has(self, need: Need) -> bool:
+        name, direction = need
+        return name in self._by_name and direction in self._by_name[name].sockets
+
+    def open(self, interface: Interface, direction: Direction) -> Attachment:
+        """Open the sockets of one direction, one per worker. RuleError if the host has too many interfaces in use,
+        SystemRefusal if the kernel will not."""
+        attachment = self._by_name.get(interface.name) or Attachment(self._free_slot(), interface)
+        open_sockets = sockets.open_ingress if direction == "ingress" else sockets.open_egress
+        attachment.sockets[direction] = open_sockets(interface, self._workers)
+        self._by_name[interface.name] = attachment
+        return attachment
+
+    def _free_slot(self) -> int:
+        used = {attachment.slot for attachment in self}
+        for slot in range(SLOTS_MAX):
+            if slot not in used:
+                return slot
+        raise RuleError(
+            f"{SLOTS_MAX} interfaces are in use already",
+            "a daemon serves no more; run another one for the rest",
+        )
+
+    async def close(self, name: str, direction: Direction) -> None:
+        """Close the sockets of one direction. No worker may be using them."""
+        attachment = self._by_name[name]
+        closing = attachment.sockets.pop(direction)
+        if not attachment.sockets:
+            del self._by_name[name]
+        await asyncio.to_thread(_close_all, closing)
+
+    def join(self, wanted: Group) -> None:
+        """Be a member, if not already."""
+        if not self._joined[wanted]:
+            name, address = wanted
+            self._memberships.join(self._by_name[name].interface, address)
+
+    def leave(self, wanted: Group) -> None:
+        """Cease to be a member, unless a rule needs it."""
+        if not self._joined[wanted]:
+            name, address = wanted
+            self._memberships.leave(self._by_name[name].interface.index, address)
+
+    def keep(self, rule: Rule) -> None:
+        """The rule is active: count what it needs."""
+        self._uses.update(needs(rule))
+        self._joined[group(rule)] += 1
+
+    def release(self, rule: Rule) -> None:
+        """The rule is no longer active. leave() and unused() then tell what goes with it."""
+        for need in needs(rule):
+            _decrement(self._uses, need)
+        _decrement(self._joined, group(rule))
+
+    def unused(self, rule: Rule) -> list[Need]:
+        """What of the rule's needs nobody needs any more."""
+        return sorted(need for need in needs(rule) if not self._uses[need] and self.has(need))
+
+    async def close_all(self) -> None:
+        self._memberships.close()
+        await asyncio.to_thread(_close_all, [sock for a in self for opened in a.sockets.values() for sock in opened])
+        self._by_name.clear()
+
+
+Key = TypeVar("Key")
+
+
+def _decrement(counts: Counter[Key], key: Key) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]
+
+
+def _close_all(closing: list[socket.socket]) -> None:
+    for sock in closing:
+        sock.close()

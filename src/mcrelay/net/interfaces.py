@@ -1,0 +1,67 @@
+"""Interfaces: what the kernel says about those of this host, asked over netlink.
+
+Knows nothing of rules. pyroute2 speaks the protocol (rtnetlink(7)).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pyroute2 import AsyncIPRoute
+
+from mcrelay.errors import RuleError
+
+AF_INET: Final = 2
+IFF_UP: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    name: str
+    index: int
+    mtu: int  # bytes of a packet
+    is_up: bool
+    has_ipv4: bool
+
+
+async def list_interfaces() -> dict[str, Interface]:
+    """All interfaces of this network namespace, by name."""
+    async with AsyncIPRoute() as netlink:
+        with_ipv4 = {int(message["index"]) async for message in await netlink.addr("dump", family=AF_INET)}
+        links = [message async for message in await netlink.link("dump")]
+    found = {}
+    for link in links:
+        name = str(_attribute(link, "IFLA_IFNAME"))
+        index = int(link["index"])
+        found[name] = Interface(
+            name,
+            index,
+            int(_attribute(link, "IFLA_MTU")),
+            bool(int(link["flags"]) & IFF_UP),
+            index in with_ipv4,
+        )
+    return found
+
+
+def _attribute(message: Any, name: str) -> Any:
+    return message.get_attr(name)
+
+
+def find(interfaces: dict[str, Interface], name: str, what: str) -> Interface:
+    """The interface, or RuleError with those that there are."""
+    interface = interfaces.get(name)
+    if interface is None:
+        raise RuleError(f"{what}: there is no interface {name!r}", f"this host has {', '.join(sorted(interfaces))}")
+    return interface
+
+
+def find_for_output(interfaces: dict[str, Interface], name: str, what: str) -> Interface:
+    """As find, and the interface must be able to send IPv4."""
+    interface = find(interfaces, name, what)
+    if not interface.has_ipv4:
+        raise RuleError(
+            f"{what}: interface {name!r} has no IPv4 address to send from",
+            f"give it one: ip address add ADDRESS/LENGTH dev {name}",
+        )
+    return interface

@@ -1,0 +1,198 @@
+"""Every privileged socket: packet sockets in their fanout group, egress sockets, group memberships.
+
+Functions open and return sockets; the supervisor keeps them. Knows nothing of rules or workers beyond a number of them.
+
+Kernel facts:
+- A packet socket sees a packet before the reverse-path check and the firewall; that is what lets mcrelay relay sources
+  that the host has no route to (packet(7)).
+- A packet socket receives from the moment it is bound, and everything until it has joined its fanout group. So it is
+  bound with a filter that drops all, and gets its real filter when the whole group stands.
+- The fanout program returns an index into the group's members in the order in which they joined.
+- Without PACKET_IGNORE_OUTGOING (Linux 4.20) a packet socket also sees what this host sends.
+- igmp_max_memberships (20 by default) counts per socket, not per host: open as many sockets as it takes (ip(7)).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import socket
+import struct
+from collections.abc import Sequence
+from contextlib import ExitStack
+from ipaddress import IPv4Address
+from typing import Final
+
+from mcrelay.errors import SystemRefusal
+from mcrelay.net.interfaces import Interface
+from mcrelay.steering import Instruction, drop_filter, steering_program, udp_filter
+
+# Constants that the socket module lacks (asm-generic/socket.h, linux/if_packet.h, linux/if_ether.h, linux/in.h).
+SO_ATTACH_FILTER: Final = 26
+SO_RCVBUFFORCE: Final = 33
+SO_SNDBUFFORCE: Final = 32
+PACKET_AUXDATA: Final = 8
+PACKET_FANOUT: Final = 18
+PACKET_FANOUT_DATA: Final = 22
+PACKET_IGNORE_OUTGOING: Final = 23
+PACKET_FANOUT_CBPF: Final = 6
+PACKET_FANOUT_FLAG_UNIQUEID: Final = 0x2000
+PACKET_FANOUT_FLAG_DEFRAG: Final = 0x8000
+SOL_PACKET: Final = 263
+ETH_P_IP: Final = 0x0800
+IP_MTU_DISCOVER: Final = 10
+IP_PMTUDISC_DONT: Final = 0
+
+RECEIVE_BUFFER: Final = 16 * 1024 * 1024  # bytes of kernel memory per packet socket: about 7,000 packets of 1000 bytes
+SEND_BUFFER: Final = 4 * 1024 * 1024
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))  # struct sock_fprog
+
+
+def _set_program(sock: socket.socket, level: int, option: int, program: Sequence[Instruction]) -> None:
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    description = _Program(len(program), ctypes.addressof(buffer))
+    sock.setsockopt(level, option, bytes(description))
+
+
+def open_ingress(interface: Interface, workers: int) -> list[socket.socket]:
+    """One packet socket for each worker, together one fanout group over the interface's incoming IPv4 UDP."""
+    with ExitStack() as stack:
+        sockets = []
+        group: int | None = None
+        try:
+            for _ in range(workers):
+                sock = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0))
+                _set_program(sock, socket.SOL_SOCKET, SO_ATTACH_FILTER, drop_filter())
+                sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+                sock.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
+                sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+                sock.bind((interface.name, ETH_P_IP))
+                group = _join_fanout(sock, group)
+                sockets.append(sock)
+            _set_program(sockets[0], SOL_PACKET, PACKET_FANOUT_DATA, steering_program())
+            for sock in sockets:
+                _set_program(sock, socket.SOL_SOCKET, SO_ATTACH_FILTER, udp_filter())
+        except OSError as error:
+            raise SystemRefusal(
+                f"cannot receive on {interface.name}: {error.strerror}", _remedy(error, interface)
+            ) from None
+        stack.pop_all()
+        return sockets
+
+
+def _join_fanout(sock: socket.socket, group: int | None) -> int:
+    """Join the group, or found one with an id that nobody uses. Returns its id."""
+    kind = PACKET_FANOUT_CBPF | PACKET_FANOUT_FLAG_DEFRAG
+    if group is None:
+        kind |= PACKET_FANOUT_FLAG_UNIQUEID
+    sock.setsockopt(SOL_PACKET, PACKET_FANOUT, (kind << 16 | (group or 0)) - (1 << 32 if kind & 0x8000 else 0))
+    return sock.getsockopt(SOL_PACKET, PACKET_FANOUT) & 0xFFFF
+
+
+def open_egress(interface: Interface, workers: int) -> list[socket.socket]:
+    """One UDP socket for each worker, whose datagrams leave by the interface with a source address and port of the
+    kernel's choice. It never receives anything."""
+    with ExitStack() as stack:
+        sockets = []
+        try:
+            for _ in range(workers):
+                sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                _set_program(sock, socket.SOL_SOCKET, SO_ATTACH_FILTER, drop_filter())
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.name.encode())
+                sock.setsockopt(
+                    socket.IPPROTO_IP,
+                    socket.IP_MULTICAST_IF,
+                    struct.pack("=4s4si", b"", b"", interface.index),
+                )
+                # Copies for receivers on this very host are not asked for, and would come back in.
+                sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 0)
+                # A relay must not turn a smaller MTU further down the path into silence: let routers fragment.
+                sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
+                sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
+                sockets.append(sock)
+        except OSError as error:
+            raise SystemRefusal(
+                f"cannot send on {interface.name}: {error.strerror}", _remedy(error, interface)
+            ) from None
+        stack.pop_all()
+        return sockets
+
+
+def _remedy(error: OSError, interface: Interface) -> str:
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return "run mcrelay as root or with CAP_NET_RAW and CAP_NET_ADMIN"
+    if error.errno in (errno.ENODEV, errno.ENXIO, errno.ENETDOWN):
+        return f"see 'ip link show {interface.name}'"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit of open files (ulimit -n)"
+    return "see the kernel's log (dmesg)"
+
+
+class Memberships:
+    """The groups that this host has joined for its rules. Owns the sockets that hold them; one goes when its last group
+    does."""
+
+    def __init__(self) -> None:
+        self._sockets: dict[socket.socket, set[tuple[int, IPv4Address]]] = {}
+
+    def join(self, interface: Interface, group: IPv4Address) -> None:
+        """SystemRefusal if the kernel does not."""
+        request = _membership(interface.index, group)
+        for sock, held in self._sockets.items():
+            if self._add(sock, request, interface, group):
+                held.add((interface.index, group))
+                return
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            joined = self._add(sock, request, interface, group)
+        except BaseException:
+            sock.close()
+            raise
+        if not joined:
+            sock.close()
+            raise SystemRefusal(
+                f"cannot join {group} on {interface.name}: the kernel allows no membership at all",
+                "raise it: sysctl net.ipv4.igmp_max_memberships=20",
+            )
+        self._sockets[sock] = {(interface.index, group)}
+
+    def _add(self, sock: socket.socket, request: bytes, interface: Interface, group: IPv4Address) -> bool:
+        """False if the socket holds all that it may."""
+        try:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                return False
+            raise SystemRefusal(
+                f"cannot join {group} on {interface.name}: {error.strerror}", _remedy(error, interface)
+            ) from None
+        return True
+
+    def leave(self, index: int, group: IPv4Address) -> None:
+        """Leave a group; that its interface is gone, and the membership with it, is as good."""
+        for sock, held in self._sockets.items():
+            if (index, group) not in held:
+                continue
+            try:
+                sock.setsockopt(socket.IPPROTO_IP, socket.IP_DROP_MEMBERSHIP, _membership(index, group))
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.ENODEV):
+                    raise
+            held.discard((index, group))
+            if not held:
+                del self._sockets[sock]
+                sock.close()
+            return
+
+    def close(self) -> None:
+        for sock in self._sockets:
+            sock.close()
+        self._sockets.clear()
+
+
+def _membership(index: int, group: IPv4Address) -> bytes:
+    return struct.pack("=4s4si", group.packed, b"", index)  # struct ip_mreqn

@@ -1,0 +1,185 @@
+"""Processes: start a worker, make it harmless, see what the kernel says of it.
+
+Owns the way from the supervisor's exec to a process without privileges, and the only use of privilege besides
+net/sockets.py. Knows nothing of what workers do.
+
+A worker is a fresh exec of the interpreter with three standard streams and FD 3, nothing else. It imports its code
+first and then drops everything, because the code may lie where an unprivileged user cannot read (a clone in root's
+home), and before it reads the first byte from FD 3.
+
+Kernel facts: changing the uid clears the parent-death signal (prctl(2)), so it is set last. It fires when the *thread*
+that started the process ends, so workers are started from the main thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import grp
+import os
+import pwd
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from mcrelay.errors import NotPermitted, SystemRefusal, UsageError
+
+WORKER_FD: Final = 3
+
+# linux/capability.h
+CAP_SETGID: Final = 6
+CAP_SETUID: Final = 7
+CAP_NET_ADMIN: Final = 12
+CAP_NET_RAW: Final = 13
+CAPABILITY_VERSION_3: Final = 0x20080522
+
+# linux/prctl.h
+PR_SET_PDEATHSIG: Final = 1
+PR_CAPBSET_DROP: Final = 24
+PR_SET_NO_NEW_PRIVS: Final = 38
+PR_CAP_AMBIENT: Final = 47
+PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who workers run as."""
+
+    uid: int
+    gid: int
+    name: str
+
+
+def identity(user: str | None) -> Identity:
+    """The workers' identity: `user` (a name), by default mcrelay if there is such a user, else nobody. A supervisor
+    that is not root can only give them its own."""
+    if os.geteuid() != 0:
+        own = pwd.getpwuid(os.geteuid()).pw_name
+        if user not in (None, own):
+            raise UsageError(f"--user {user}: only root can run workers as somebody else", "leave --user out")
+        return Identity(os.geteuid(), os.getegid(), own)
+    for name in (user,) if user is not None else ("mcrelay", "nobody"):
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        if entry.pw_uid == 0:
+            raise UsageError(f"--user {name}: workers do not run as root", "name an unprivileged user")
+        return Identity(entry.pw_uid, entry.pw_gid, name)
+    raise UsageError(f"--user {user or 'nobody'}: there is no such user", "'getent passwd' lists the users")
+
+
+def group_id(name: str) -> int | None:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
+
+
+def check_privileges() -> None:
+    """NotPermitted unless this process may open packet sockets and force their buffers."""
+    capabilities = int(status_of(os.getpid()).capabilities, 16)
+    missing = [
+        name
+        for name, bit in (("CAP_NET_RAW", CAP_NET_RAW), ("CAP_NET_ADMIN", CAP_NET_ADMIN))
+        if not capabilities >> bit & 1
+    ]
+    if missing:
+        raise NotPermitted(
+            f"mcrelay run needs {' and '.join(missing)} to open packet sockets", "run it as root or with sudo"
+        )
+
+
+def spawn(module: str, arguments: Sequence[str], end: socket.socket) -> int:
+    """Start `python -m module arguments` with `end` as its FD 3. Returns the pid. `end` stays the caller's."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        # Everything but what is duplicated here closes at exec: Python opens descriptors so (PEP 446).
+        return os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-I", "-m", module, *arguments],
+            {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, null, 0),
+                (os.POSIX_SPAWN_DUP2, end.fileno(), WORKER_FD),
+            ],
+            # Ctrl-C reaches the whole terminal's group; only the supervisor acts on it.
+            setpgroup=0,
+            setsigmask=(),
+            setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE),
+        )
+    except OSError as error:
+        raise SystemRefusal(f"cannot start a worker: {error.strerror}", "see 'ulimit -u' and free memory") from None
+    finally:
+        os.close(null)
+
+
+# --- in the worker ---------------------------------------------------------------------------------------------------
+
+
+def drop_privileges(uid: int, gid: int) -> None:
+    """Become `uid`:`gid` without groups, capabilities or a way back, and die with the parent. OSError if any of it
+    fails: the worker must not go on then."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        _drop_bounding_set()
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    _clear_capabilities()
+    _prctl(PR_SET_NO_NEW_PRIVS, 1)
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _drop_bounding_set() -> None:
+    with open("/proc/sys/kernel/cap_last_cap") as file:
+        last = int(file.read())
+    for capability in range(last + 1):
+        _prctl(PR_CAPBSET_DROP, capability)
+
+
+def _clear_capabilities() -> None:
+    header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
+    nothing = bytes(24)  # effective, permitted, inheritable, each in two words
+    if _libc.syscall(ctypes.c_long(_CAPSET), header, nothing) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+# capset has no wrapper in the C library that is always there (libcap has one).
+_CAPSET: Final = {"x86_64": 126, "aarch64": 91, "riscv64": 91}.get(os.uname().machine, 91)
+
+
+def _prctl(option: int, argument: int) -> None:
+    if _libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl {option}")
+
+
+def name_process(name: str) -> None:
+    """What ps and top show for the main thread (15 bytes)."""
+    with open("/proc/self/comm", "w") as file:
+        file.write(name)
+
+
+# --- what the kernel says -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    uid: int
+    capabilities: str  # effective, 16 hexadecimal digits
+    cores: str  # "0-1,3"
+
+
+def status_of(pid: int) -> Status:
+    """From /proc/PID/status (proc(5)). ProcessLookupError if there is no such process."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            fields = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+    except FileNotFoundError:
+        raise ProcessLookupError(pid) from None
+    return Status(int(fields["Uid"].split()[1]), fields["CapEff"].strip(), fields["Cpus_allowed_list"].strip())

@@ -1,0 +1,29 @@
+"""mcrelay run: from options to a running supervisor.
+
+Checks what can be checked before anything is opened, and runs the supervisor's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal, cast
+
+from mcrelay import process
+from mcrelay.supervisor import Options, Supervisor
+from mcrelay.worker import configure_logging, watch_loop
+
+EngineName = Literal["auto", "uring", "reference"]
+
+
+def run(*, socket: str, cores: tuple[int, ...], user: str | None, engine: str, debug: bool) -> None:
+    """Until the daemon is told to stop. Error if it cannot work here."""
+    configure_logging("mcrelay", debug=debug)
+    process.check_privileges()
+    # click has checked the name.
+    options = Options(socket, cores, user, cast(EngineName, engine), debug)
+    asyncio.run(_supervise(options))
+
+
+async def _supervise(options: Options) -> None:
+    watch_loop(debug=options.debug)
+    await Supervisor(options).run()

@@ -1,0 +1,70 @@
+"""Steering: which worker a packet belongs to, computed by the kernel and by us.
+
+The kernel asks a classic BPF program for every packet and takes the result modulo the number of workers
+(PACKET_FANOUT_CBPF, packet(7)). The supervisor computes the same function to know which worker needs a rule. Both forms
+stand here, side by side, and a test runs traffic through the kernel's to see that they agree.
+
+The program sees a packet from its network header on (the sockets are SOCK_DGRAM). Knows nothing of sockets or rules.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Two odd constants for multiplicative hashing; the high half of the product is the better mixed one.
+PORT_MULTIPLIER: Final = 0x9E3779B1
+MULTIPLIER: Final = 0x85EBCA6B
+SHIFT: Final = 16
+
+Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, constant
+
+# Classic BPF (linux/filter.h): class | size or source | mode or operation.
+LD_W_ABS: Final = 0x20
+LD_B_ABS: Final = 0x30
+LD_H_IND: Final = 0x48
+LDX_B_MSH: Final = 0xB1  # X = 4 * (packet[k] & 15): the length of the IPv4 header
+ALU_ADD_X: Final = 0x0C
+ALU_MUL_K: Final = 0x24
+ALU_RSH_K: Final = 0x74
+ALU_XOR_X: Final = 0xAC
+TAX: Final = 0x07
+RET_A: Final = 0x16
+RET_K: Final = 0x06
+JEQ_K: Final = 0x15
+
+
+def steer(destination: int, port: int) -> int:
+    """The value of the program for an IPv4 datagram to `destination`:`port` (32 bits, not yet modulo workers)."""
+    mixed = (destination + port * PORT_MULTIPLIER) * MULTIPLIER & 0xFFFFFFFF
+    return mixed ^ mixed >> SHIFT
+
+
+def steering_program() -> list[Instruction]:
+    return [
+        (LDX_B_MSH, 0, 0, 0),
+        (LD_H_IND, 0, 0, 2),  # UDP destination port
+        (ALU_MUL_K, 0, 0, PORT_MULTIPLIER),
+        (TAX, 0, 0, 0),
+        (LD_W_ABS, 0, 0, 16),  # IPv4 destination address
+        (ALU_ADD_X, 0, 0, 0),
+        (ALU_MUL_K, 0, 0, MULTIPLIER),
+        (TAX, 0, 0, 0),
+        (ALU_RSH_K, 0, 0, SHIFT),
+        (ALU_XOR_X, 0, 0, 0),
+        (RET_A, 0, 0, 0),
+    ]
+
+
+def udp_filter() -> list[Instruction]:
+    """Accept IPv4 UDP, all bytes of it."""
+    return [
+        (LD_B_ABS, 0, 0, 9),
+        (JEQ_K, 0, 1, 17),
+        (RET_K, 0, 0, 0xFFFFFFFF),
+        (RET_K, 0, 0, 0),
+    ]
+
+
+def drop_filter() -> list[Instruction]:
+    """Accept nothing."""
+    return [(RET_K, 0, 0, 0)]

@@ -1,0 +1,121 @@
+"""The shell of a worker process: from exec to its first message, and to its end.
+
+Owns FD 3 and the order of things: the code is imported, privileges are dropped, and only then a byte is read. What a
+worker does with its messages is its own module's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Final, Literal, Protocol
+
+from mcrelay import process
+from mcrelay.channel import Channel
+from mcrelay.errors import EXIT_CODES
+from mcrelay.messages import Codec, Message, Start
+
+log = logging.getLogger(__name__)
+
+SLOW_CALLBACK_S: Final = 0.1  # what --debug reports as blocking an event loop
+
+
+class Worker(Protocol):
+    """What a role's module provides. It is made when Start has come, and owns the descriptors that came with it."""
+
+    def from_supervisor(self, message: Message, descriptors: list[int]) -> None:
+        """A later message on FD 3."""
+        ...
+
+
+class Life:
+    """How a worker's life ends: exactly one reason, an exit code."""
+
+    def __init__(self) -> None:
+        self._over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def end(self, code: int = 0) -> None:
+        if not self._over.done():
+            self._over.set_result(code)
+
+    async def wait(self) -> int:
+        return await self._over
+
+
+def configure_logging(name: str, *, debug: bool) -> None:
+    """One line per message on standard error; who says it stands in each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {name} %(levelname)s %(message)s"))
+    logging.root.handlers[:] = [handler]
+    logging.root.setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def watch_loop(*, debug: bool) -> None:
+    """With `debug`, let asyncio report whatever blocks the running loop."""
+    loop = asyncio.get_running_loop()
+    loop.set_debug(debug)
+    loop.slow_callback_duration = SLOW_CALLBACK_S
+
+
+def main(
+    role: Literal["control", "data"],
+    make: Callable[[Start, list[int], Life], Worker],
+    uid: int,
+    gid: int,
+) -> None:
+    """Run a worker and exit with its code."""
+    configure_logging(f"mcrelay[{role}]", debug=False)
+    try:
+        process.drop_privileges(uid, gid)
+    except OSError as error:
+        log.error("cannot drop privileges: %s", error)
+        sys.exit(EXIT_CODES["not_permitted"])
+    code = asyncio.run(_live(role, make))
+    logging.shutdown()
+    # Threads of the engine and maps that are still referred to need no orderly end: the kernel takes them.
+    os._exit(code)
+
+
+async def _live(role: Literal["control", "data"], make: Callable[[Start, list[int], Life], Worker]) -> int:
+    life = Life()
+    worker: Worker | None = None
+
+    def deliver(message: Message, descriptors: list[int]) -> None:
+        nonlocal worker
+        if isinstance(message, Start):
+            if worker is not None or message.role != role:
+                log.error("a second or foreign Start")
+                life.end(EXIT_CODES["protocol"])
+                return
+            configure_logging(
+                f"mcrelay[{role}/{message.index}]" if role == "data" else "mcrelay[control]",
+                debug=message.debug,
+            )
+            watch_loop(debug=message.debug)
+            worker = make(message, descriptors, life)
+        elif worker is None:
+            log.error("%s before Start", type(message).__name__)
+            life.end(EXIT_CODES["protocol"])
+        else:
+            worker.from_supervisor(message, descriptors)
+
+    try:
+        sock = socket.socket(fileno=process.WORKER_FD)
+    except OSError:
+        log.error("this is a part of mcrelay and not to be started by hand; see 'mcrelay run --help'")
+        return EXIT_CODES["usage"]
+    os.set_inheritable(process.WORKER_FD, False)
+    channel = Channel(
+        "supervisor_sock",
+        sock,
+        Codec("supervisor_sock", "supervisor", role),
+        deliver,
+        lambda reason: life.end(),  # the supervisor is gone
+    )
+    code = await life.wait()
+    channel.close()
+    return code
