@@ -13,11 +13,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from lab.namespaces import Lab, Namespace, wait_until
+from lab.namespaces import Namespace, wait_until
 from mcrelay.client import Client
 
 PROGRAM: Final = str(Path(sys.executable).with_name("mcrelay"))
@@ -28,7 +29,8 @@ STOP_S: Final = 10.0
 class Daemon:
     """A context manager: the daemon is ready inside it and gone behind it."""
 
-    def __init__(self, lab: Lab, namespace: Namespace, *options: str) -> None:
+    def __init__(self, namespace: Namespace, *options: str, program: Sequence[str] = (PROGRAM,)) -> None:
+        """`program` is what stands before `run`, for tests that change something about it."""
         self.namespace = namespace
         self._directory = tempfile.TemporaryDirectory(prefix="mcrelay-lab-")
         # A client may run as anybody: the socket's own mode decides.
@@ -36,7 +38,9 @@ class Daemon:
         self.socket = f"{self._directory.name}/control.sock"
         self._lines: list[str] = []
         self.process = namespace.popen(
-            PROGRAM, "run", "--socket", self.socket, *options, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+            *(*program, "run", "--socket", self.socket, *options),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -89,9 +93,7 @@ class Daemon:
         """Of the running workers and the supervisor, by name: control, data/0 and so on."""
         with self.client() as client:
             return {
-                f"data/{p.index}" if p.role == "data" else p.role: p.pid
-                for p in client.workers()
-                if p.pid is not None
+                f"data/{p.index}" if p.role == "data" else p.role: p.pid for p in client.workers() if p.pid is not None
             }
 
     def stop(self, *, check: bool = True) -> None:

@@ -58,7 +58,7 @@ def demonstrate(lab: Lab, seconds: float, rate: int, size: int) -> int:
     print(f"   sent 1000, received {before.received}")
 
     say("Starting mcrelay in the relay's network")
-    with Daemon(lab, line.relay) as daemon, daemon.client() as client:
+    with Daemon(line.relay) as daemon, daemon.client() as client:
         print(f"   {daemon.log}")
         added = daemon.run(
             "add", f"{INPUT}%{line.ingress_interface}", f"{OUTPUT}%{line.egresses[0].interface},ttl=8", "--name", "demo"

@@ -24,8 +24,8 @@
 #include <stdint.h>
 
 /* Why a packet was not forwarded. A packet has exactly one reason; 0 means it has none. The order is part of the page's
- * layout: append, never reorder. A packet with several outputs is dropped only if no copy of it left, and then for the
- * reason of the last copy that failed. */
+ * layout: append, never reorder. A packet with several outputs is dropped only if no copy of it left, and then under the
+ * first of the copies' reasons in this order. */
 enum drop_reason {
     DROP_NONE = 0,
     DROP_TRUNCATED,          /* headers claim more bytes than the frame has */

@@ -135,7 +135,10 @@ static void release(struct engine *engine, struct ingress *ingress, uint32_t slo
 static void drop_copy(struct engine *engine, struct ingress *ingress, uint32_t slot, uint32_t output,
                       enum drop_reason reason)
 {
-    ingress->pool.slots[slot].reason = (uint8_t)reason;
+    struct pool_slot *state = &ingress->pool.slots[slot];
+
+    if (state->reason == DROP_NONE || reason < state->reason)
+        state->reason = (uint8_t)reason;
     count(&engine->counters->outputs[output].dropped[reason - DROP_EGRESS_FULL], 1);
 }
 

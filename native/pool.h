@@ -19,7 +19,7 @@
 struct pool_slot {
     uint16_t holders; /* 0: with the kernel. At most TABLE_OUTPUTS_PER_RULE_MAX sends and the engine */
     uint8_t copies_sent; /* 1 as soon as one copy left */
-    uint8_t reason; /* enum drop_reason of the last copy that failed */
+    uint8_t reason; /* enum drop_reason, counted if no copy left */
     uint32_t rule; /* counter index of the rule that matched, POOL_NO_RULE if none did */
 };
 

@@ -327,22 +327,22 @@ class ReferenceEngine:
         size = len(packet.payload)
         self._page.count_rule(entry.counter, packets=1, size=size)
         copies = 0
-        reason = 0
+        reasons = []
         for leg in entry.legs:
             failure = self._send(leg, packet)
             if failure is None:
                 copies += 1
                 self._page.count_output(leg.counter, size)
             else:
-                reason = REASON[failure]
-                self._page.count_output_dropped(leg.counter, reason)
+                reasons.append(REASON[failure])
+                self._page.count_output_dropped(leg.counter, reasons[-1])
         if copies:
             self._page.count(COPIES, copies)
             self._page.count(COPIES_BYTES, copies * size)
             self._page.count(FORWARDED)
             self._page.count_rule(entry.counter, forwarded=1)
         else:
-            self._page.count_dropped(reason)
+            self._page.count_dropped(min(reasons))
             self._page.count_rule(entry.counter, dropped=1)
 
     def _send(self, leg: Leg, packet: Packet) -> str | None:

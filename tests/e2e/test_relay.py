@@ -1,0 +1,203 @@
+"""The main job: a rule is added from outside, traffic flows by it, the rule goes, traffic stops.
+
+sender 203.0.113.10 --- in0 relay out0 --- receiver
+                                  out1 --- receiver1
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from ipaddress import IPv4Address
+
+import pytest
+
+from lab.capture import Capture
+from lab.daemon import PROGRAM, Daemon, settled
+from lab.namespaces import wait_until
+from lab.plan import ReceivePlan, SendPlan
+from lab.topology import RelayLine
+from lab.traffic import run_sender, start_receiver, start_sender
+from mcrelay.errors import Error
+from mcrelay.steering import steer
+from tests.e2e.conftest import StartDaemon
+
+INPUT = "239.1.1.1:5000"
+OUTPUT = "239.2.2.2:6000"
+
+
+def test_from_start_to_traffic_and_back_in_eight_steps(daemon: Daemon, line: RelayLine) -> None:
+    # The supervisor runs, and has spawned a control plane and a data plane for each core.
+    workers = daemon.json("workers")["processes"]
+    cores = sorted(os.sched_getaffinity(0))
+    assert [(w["role"], w["index"]) for w in workers] == [
+        ("supervisor", 0),
+        ("control", 0),
+        *(("data", i) for i in range(len(cores))),
+    ]
+    assert all(w["state"] == "ready" for w in workers)
+    assert [w["cores"] for w in workers if w["role"] == "data"] == [str(core) for core in cores]
+    # Without a rule nothing comes through.
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", deadline_s=30))
+    run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=5000, count=500))
+    assert receiver.stop().received == 0
+    # An external client adds a rule; it is acknowledged by the one worker that owns it, and the group is joined.
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", count=5000, expect=5000))
+    with Capture(line.sender, "eth0") as capture:
+        added = daemon.json("add", f"{INPUT}%in0", f"{OUTPUT}%out0,ttl=9", "--name", "feed")
+        capture.wait_for(lambda f: f.igmp and f.igmp.joins("239.1.1.1"), 10, "no IGMP report left the host")
+    assert added["workers"] == 1
+    # The rule is active, shown by traffic, in the worker that the steering function names and in no other.
+    run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=10_000, count=5000))
+    report = receiver.result()
+    assert (report.received, report.lost, report.duplicated, report.reordered, report.corrupted) == (5000, 0, 0, 0, 0)
+    owner = steer(int(IPv4Address("239.1.1.1")), 5000) % len(cores)
+    with daemon.client() as client:
+        settled(client)
+        assert [w.forwarded for w in client.stats().workers] == [5000 if i == owner else 0 for i in range(len(cores))]
+        (rule,) = client.stats().rules
+    assert (rule.name, rule.packets, rule.forwarded, rule.dropped) == ("feed", 5000, 5000, 0)
+    assert (rule.outputs[0].packets, rule.outputs[0].bytes) == (5000, 5000 * 1000)
+    # After its removal traffic stops, and the group is left.
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", deadline_s=30))
+    with Capture(line.sender, "eth0") as capture:
+        assert daemon.run("remove", "feed").stdout == "feed: removed\n"
+        capture.wait_for(lambda f: f.igmp and f.igmp.leaves("239.1.1.1"), 10, "no leave was sent")
+    run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=5000, count=500))
+    assert receiver.stop().received == 0
+    assert daemon.json("list")["rules"] == []
+
+
+@pytest.mark.parametrize("engine", ["uring", "reference"])
+def test_fifty_thousand_datagrams_a_second_and_nothing_lost(start: StartDaemon, line: RelayLine, engine: str) -> None:
+    rate = 50_000 if engine == "uring" else 5_000  # the reference engine is an oracle, not a relay for load
+    daemon = start("--engine", engine)
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0")
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", count=rate * 3, expect=rate * 3))
+    sender = start_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=rate, count=rate * 3))
+    # Meanwhile other rules come and go, on both sides of the steering.
+    for number in range(20):
+        daemon.run("add", f"239.1.2.{number}:5000%in0", f"239.2.3.{number}:6000%out1", "--name", f"other{number}")
+    for number in range(20):
+        daemon.run("remove", f"other{number}")
+    sent = sender.result()
+    report = receiver.result()
+    assert sent.sent == rate * 3
+    assert (report.received, report.lost, report.duplicated, report.reordered, report.corrupted) == (
+        rate * 3,
+        0,
+        0,
+        0,
+        0,
+    )
+    with daemon.client() as client:
+        totals = settled(client)
+    assert (totals["received"], totals["forwarded"], totals["dropped"]) == (rate * 3, rate * 3, {})
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", deadline_s=30))
+    daemon.run("remove", daemon.json("list")["rules"][0]["id"])
+    run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=rate, count=rate // 10))
+    assert receiver.stop().received == 0
+
+
+def test_the_sums_hold_under_overload(start: StartDaemon, line: RelayLine) -> None:
+    """More than it can carry: what is lost is counted, and afterwards it forwards as before."""
+    daemon = start("--workers", "1", "--engine", "reference")
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", f"{OUTPUT}%out1")
+    sent = run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=0, count=200_000, size=200))
+    with daemon.client() as client:
+        wait_until(lambda: client.stats().workers[0].received == sent.sent, 30, "not all was accounted for")
+        totals = settled(client, deadline_s=30)
+        (rule,) = client.stats().rules
+    assert totals["received"] == sent.sent
+    assert totals["dropped"]["ingress_overrun"] > 0, "the load was none"
+    assert rule.packets == totals["forwarded"]
+    for output in rule.outputs:
+        assert output.packets + sum(output.dropped.values()) == rule.packets
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", count=1000, expect=1000))
+    run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=1000, count=1000))
+    assert receiver.result().lost == 0
+
+
+def test_many_flows_over_all_workers_keep_their_order(daemon: Daemon, line: RelayLine) -> None:
+    flows, count = 32, 32_000
+    for number in range(flows):
+        daemon.run("add", f"239.1.1.1:{5000 + number}%in0", f"239.2.2.2:{6000 + number}%out0")
+    receiver = start_receiver(
+        line.receiver, ReceivePlan("239.2.2.2:6000", interface="eth0", flows=flows, count=count, expect=count)
+    )
+    run_sender(
+        line.sender, SendPlan("239.1.1.1:5000", interface="eth0", flows=flows, rate=20_000, count=count, size=500)
+    )
+    report = receiver.result()
+    assert (report.received, report.lost, report.duplicated, report.reordered) == (count, 0, 0, 0)
+    with daemon.client() as client:
+        settled(client)
+        forwarded = [w.forwarded for w in client.stats().workers]
+    assert sum(forwarded) == count
+    if len(forwarded) > 1:
+        assert all(forwarded), f"one worker did it all: {forwarded}"
+
+
+def test_outputs_of_all_kinds_in_one_rule(daemon: Daemon, line: RelayLine) -> None:
+    """Another group and port, the same ones on another interface, and unicast, each with its TTL."""
+    first, second = line.egresses
+    targets = [
+        (first, OUTPUT, ",ttl=33", 33),
+        (second, INPUT, "", 7),
+        (second, f"{second.receiver_address}:6001", ",ttl=1", 1),
+    ]
+    outputs = [f"{target}%{egress.interface}{ttl}" for egress, target, ttl, _seen in targets]
+    daemon.run("add", f"{INPUT}%in0", *outputs)
+    with Capture(first.receiver, "eth0") as one, Capture(second.receiver, "eth0") as two:
+        run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=1000, count=10, ttl=8))
+        for egress, target, _ttl, seen in targets:
+            capture = one if egress is first else two
+            address, port = target.split(":")
+
+            def matching(frame: object, address: str = address, port: str = port) -> bool:
+                udp = getattr(frame, "udp", None)
+                return bool(udp and (udp.destination, udp.destination_port) == (address, int(port)))
+
+            wait_until(lambda c=capture, m=matching: len(c.matching(m)) == 10, 5, f"{target} got not its 10")
+            assert {frame.udp.ttl for frame in capture.matching(matching) if frame.udp} == {seen}
+            assert {frame.udp.source for frame in capture.matching(matching) if frame.udp} == {egress.address}
+
+
+def test_the_stats_watch_shows_rates(daemon: Daemon, line: RelayLine) -> None:
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "watched")
+    watch = subprocess.Popen(
+        [PROGRAM, "stats", "--watch", "--json", "--socket", daemon.socket], stdout=subprocess.PIPE, text=True
+    )
+    assert watch.stdout
+    try:
+        first = json.loads(watch.stdout.readline())
+        run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=5000, count=500))
+        deadline = time.monotonic() + 10
+        last = first
+        while last["rules"][0]["packets"] < 500:
+            assert time.monotonic() < deadline
+            last = json.loads(watch.stdout.readline())
+        assert first["rules"][0]["packets"] == 0
+        assert last["rules"][0]["name"] == "watched"
+    finally:
+        watch.terminate()
+        watch.wait()
+        watch.stdout.close()
+
+
+def test_what_is_refused_changes_nothing(daemon: Daemon) -> None:
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "here")
+    before = daemon.json("list"), daemon.json("stats")["generation"]
+    with daemon.client() as client:
+        for call in (
+            lambda: client.add(f"{INPUT}%in0", ["239.9.9.9:1%out0"]),
+            lambda: client.add("239.1.1.9:1%in0", ["239.9.9.9:1%out0"], "here"),
+            lambda: client.add("239.1.1.9:1%nowhere", ["239.9.9.9:1%out0"]),
+            lambda: client.add("239.1.1.9:1%in0", ["239.9.9.9:1%out0", "239.9.9.9:1%nowhere"]),
+            lambda: client.remove("there"),
+        ):
+            with pytest.raises(Error):
+                call()
+    assert (daemon.json("list"), daemon.json("stats")["generation"]) == before

@@ -1,0 +1,204 @@
+"""A bench for engines: each runs on its own thread over real sockets in namespaces of the lab.
+
+    +--------+      +-------------------------+      +----------+
+    | sender +------+ in0   engine       out0 +------+ receiver |
+    |        |      |   in this process  out1 +------+ receiver1|
+    +--------+      +-------------------------+      +----------+
+
+Interface slots of the engine: 0 is in0, 1 is out0, 2 is out1.
+"""
+
+from __future__ import annotations
+
+import mmap
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address
+from typing import Final
+
+from lab.namespaces import Namespace, wait_until
+from lab.topology import RelayLine
+from mcrelay import counters
+from mcrelay.engines.base import Engine
+from mcrelay.engines.reference import ReferenceEngine
+from mcrelay.engines.uring import UringEngine
+from mcrelay.net.interfaces import Interface
+from mcrelay.net.sockets import open_egress, open_ingress
+from mcrelay.rules import Entry, Leg, mapped
+
+IN0: Final = 0
+OUT0: Final = 1
+OUT1: Final = 2
+ENGINES: Final = {"uring": UringEngine, "reference": ReferenceEngine}
+SOCKET_BUFFER: Final = 64 * 1024 * 1024
+SO_RCVBUFFORCE: Final = 33
+IP_RECVTTL: Final = 12
+
+MakeEngine = Callable[[memoryview], Engine]
+
+
+def entry(group: str, port: int, legs: Iterable[Leg], *, counter: int = 0) -> Entry:
+    return Entry(mapped(IPv4Address(group)), port, IN0, counter, tuple(legs))
+
+
+def leg(address: str, port: int, egress: int, *, ttl: int = 0, counter: int = 0) -> Leg:
+    return Leg(mapped(IPv4Address(address)), port, egress, ttl, counter)
+
+
+class Bench:
+    """One engine over one topology. Sockets are the bench's, as they are the supervisor's in the daemon, so that one
+    engine may follow another on them."""
+
+    def __init__(self, line: RelayLine, *, mtu: int = 1500) -> None:
+        self.line = line
+        self.mtu = mtu
+        self._map = mmap.mmap(-1, counters.PAGE_SIZE)
+        self.page = counters.Page(memoryview(self._map))
+        self.page.initialise()
+        relay = line.relay
+        self.ingress = relay.call(open_ingress, _interface(relay, line.ingress_interface, mtu), 1)[0]
+        self.egress = [
+            relay.call(open_egress, _interface(relay, egress.interface, mtu), 1)[0] for egress in line.egresses
+        ]
+        self.engine: Engine | None = None
+        self._thread: threading.Thread | None = None
+        self._answered: dict[int, int] = {}
+        self.failure: BaseException | None = None
+
+    def start(self, make: MakeEngine) -> Engine:
+        """A new engine, attached to everything."""
+        self.start_bare(make)
+        assert self.engine is not None
+        for slot, sock in enumerate(self.egress, start=OUT0):
+            assert self.answer(self.engine.attach_egress(slot, sock.fileno())) == 0
+        assert self.answer(self.engine.attach_ingress(IN0, self.ingress.fileno(), self.mtu)) == 0
+        return self.engine
+
+    def start_bare(self, make: MakeEngine) -> Engine:
+        self.engine = make(memoryview(self._map))
+        self._answered.clear()
+        self._thread = threading.Thread(target=self._run, args=(self.engine,), daemon=True)
+        self._thread.start()
+        return self.engine
+
+    @property
+    def thread_id(self) -> int:
+        assert self._thread is not None
+        assert self._thread.native_id is not None
+        return self._thread.native_id
+
+    def _run(self, engine: Engine) -> None:
+        try:
+            engine.run()
+        except BaseException as error:
+            self.failure = error
+
+    def answer(self, ticket: int, deadline_s: float = 5.0) -> int:
+        """Wait for the answer to one command, as the worker's event loop does."""
+        assert self.engine is not None
+        deadline = time.monotonic() + deadline_s
+        while ticket not in self._answered:
+            left = deadline - time.monotonic()
+            assert left > 0, f"no answer to command {ticket}; the engine's thread said {self.failure!r}"
+            select.select([self.engine.answer_fd], [], [], left)
+            self._answered.update(self.engine.answers())
+        return self._answered.pop(ticket)
+
+    def rules(self, *entries: Entry) -> None:
+        assert self.engine is not None
+        assert self.answer(self.engine.set_rules(entries)) == 0
+
+    def stop(self) -> None:
+        """Stop and close the engine; its sockets stay. Every slot must be back by then."""
+        if self.engine is None:
+            return
+        self.answer(self.engine.stop())
+        assert self._thread is not None
+        self._thread.join(5)
+        assert not self._thread.is_alive()
+        assert self.failure is None, self.failure
+        totals = self.page.totals()
+        assert totals["pool_free"] == totals["pool_slots"]
+        self.engine.close()
+        self.engine = None
+
+    def close(self) -> None:
+        self.stop()
+        self.check_sums()
+        for sock in (self.ingress, *self.egress):
+            sock.close()
+
+    # What was counted.
+
+    def check_sums(self) -> None:
+        totals = self.page.totals()
+        assert totals["received"] == totals["forwarded"] + sum(self.page.dropped().values())
+
+    def wait_received(self, packets: int, deadline_s: float = 20.0) -> None:
+        """Until so many packets were received and dealt with."""
+
+        def dealt_with() -> bool:
+            totals = self.page.totals()
+            done = totals["forwarded"] + sum(self.page.dropped().values())
+            return totals["received"] >= packets and done == totals["received"]
+
+        wait_until(dealt_with, deadline_s, f"{packets} packets were not received: {self.page.totals()}")
+
+
+def _interface(namespace: Namespace, name: str, mtu: int) -> Interface:
+    return Interface(name, namespace.ifindex(name), mtu, is_up=True, has_ipv4=True)
+
+
+class Receiver:
+    """A UDP socket in a receiver's namespace, member of a group if the address is one."""
+
+    def __init__(self, namespace: Namespace, address: str, port: int) -> None:
+        self.sock = namespace.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, SOCKET_BUFFER)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.sock.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
+        self.sock.bind((address, port))
+        if IPv4Address(address).is_multicast:
+            request = struct.pack("=4s4si", IPv4Address(address).packed, b"", namespace.ifindex("eth0"))
+            self.sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
+
+    def take(self, count: int, deadline_s: float = 20.0) -> list[bytes]:
+        """Exactly so many payloads, in order of their arrival."""
+        return [payload for payload, _ttl in self.take_with_ttl(count, deadline_s)]
+
+    def take_with_ttl(self, count: int, deadline_s: float = 20.0) -> list[tuple[bytes, int]]:
+        taken: list[tuple[bytes, int]] = []
+        deadline = time.monotonic() + deadline_s
+        while len(taken) < count:
+            self.sock.settimeout(max(0.001, deadline - time.monotonic()))
+            try:
+                payload, control, _flags, _address = self.sock.recvmsg(65536, socket.CMSG_SPACE(4))
+            except TimeoutError:
+                raise AssertionError(f"{len(taken)} of {count} datagrams arrived") from None
+            ttl = next((struct.unpack("=i", d[:4])[0] for _l, kind, d in control if kind == socket.IP_TTL), -1)
+            taken.append((payload, ttl))
+        return taken
+
+    def is_empty(self) -> bool:
+        self.sock.setblocking(False)
+        try:
+            self.sock.recv(65536)
+        except BlockingIOError:
+            return True
+        return False
+
+
+class Sender:
+    """A UDP socket in the sender's namespace."""
+
+    def __init__(self, namespace: Namespace, *, ttl: int = 8) -> None:
+        self.sock = namespace.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, ttl)
+
+    def send(self, payloads: Iterable[bytes], group: str = "239.1.1.1", port: int = 5000) -> None:
+        for payload in payloads:
+            self.sock.sendto(payload, (group, port))

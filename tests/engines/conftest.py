@@ -1,0 +1,41 @@
+"""Fixtures of the engine tests; bench.py has the bench itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from lab.namespaces import Lab, unsupported, wait_until
+from lab.topology import RelayLine, relay_line
+from tests.engines.bench import ENGINES, Bench
+
+
+@pytest.fixture(scope="session")
+def line() -> Iterator[RelayLine]:
+    if reason := unsupported():
+        pytest.skip(reason)
+    with Lab() as lab:
+        yield relay_line(lab, outputs=2)
+
+
+@pytest.fixture(params=sorted(ENGINES))
+def make(request: pytest.FixtureRequest) -> Any:
+    return ENGINES[request.param]
+
+
+@pytest.fixture
+def bench(line: RelayLine, descriptors: None) -> Iterator[Bench]:
+    opened = Bench(line)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(autouse=True)
+def descriptors() -> Iterator[None]:
+    """No test leaves a descriptor behind."""
+    before = len(os.listdir("/proc/self/fd"))
+    yield
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, 5, "descriptors were left behind")

@@ -1,0 +1,401 @@
+"""The contract of engines/base.py, held by every engine over real sockets."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from lab.namespaces import Lab, unsupported, wait_until
+from lab.topology import RelayLine, relay_line
+from mcrelay.counters import REASON
+from mcrelay.engines.reference import COMMANDS_MAX
+from mcrelay.engines.uring import UringEngine
+from tests.engines.bench import IN0, OUT0, OUT1, Bench, MakeEngine, Receiver, Sender, entry, leg
+
+BURST = 500  # datagrams before the sender looks whether they were received: far below a socket's buffer
+
+
+@pytest.fixture
+def jumbo_line() -> Iterator[RelayLine]:
+    if reason := unsupported():
+        pytest.skip(reason)
+    with Lab() as lab:
+        yield relay_line(lab, mtu=9000)
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def test_commands_are_answered_by_an_engine_that_has_no_traffic(bench: Bench, make: MakeEngine) -> None:
+    engine = bench.start_bare(make)
+    fd, egress_fd = bench.ingress.fileno(), bench.egress[0].fileno()
+    wait_until(lambda: _is_asleep(bench), 5, "the engine does not block when it has nothing to do")
+    assert bench.answer(engine.detach_ingress(IN0)) == errno.ENOENT
+    assert bench.answer(engine.attach_ingress(IN0, fd, 1500)) == 0
+    wait_until(lambda: _is_asleep(bench), 5, "the engine does not block on an idle interface")
+    assert bench.answer(engine.attach_ingress(IN0, fd, 1500)) == errno.EEXIST
+    assert bench.answer(engine.detach_egress(OUT0)) == errno.ENOENT
+    assert bench.answer(engine.attach_egress(OUT0, egress_fd)) == 0
+    assert bench.answer(engine.attach_egress(OUT0, egress_fd)) == 0
+    assert bench.answer(engine.set_rules([])) == 0
+    assert bench.answer(engine.detach_egress(OUT0)) == 0
+    assert bench.answer(engine.detach_ingress(IN0)) == 0
+    assert bench.answer(engine.attach_ingress(IN0, fd, 1500)) == 0
+
+
+def _is_asleep(bench: Bench) -> bool:
+    """The engine's thread is in state S, and has used no processor time since a moment ago."""
+    thread = bench.thread_id
+
+    def read() -> tuple[str, str, str]:
+        fields = open(f"/proc/self/task/{thread}/stat").read().rpartition(")")[2].split()
+        return fields[0], fields[11], fields[12]
+
+    before = read()
+    time.sleep(0.15)  # the interval over which the claim is made
+    return before[0] == "S" and read() == before
+
+
+def test_too_many_commands_are_refused_at_once(bench: Bench, make: MakeEngine) -> None:
+    engine = bench.start_bare(make)
+    tickets = [engine.set_rules([]) for _ in range(COMMANDS_MAX)]
+    with pytest.raises(BlockingIOError):
+        engine.set_rules([])
+    assert [bench.answer(ticket) for ticket in tickets] == [0] * COMMANDS_MAX
+    assert bench.answer(engine.set_rules([])) == 0
+
+
+# --- forwarding ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 46, 1000, 1472])
+def test_a_burst_arrives_byte_identical(bench: Bench, make: MakeEngine, size: int) -> None:
+    relay_burst(bench, make, size, 10_000)
+
+
+def test_a_burst_of_jumbo_datagrams_arrives_byte_identical(jumbo_line: RelayLine, make: MakeEngine) -> None:
+    bench = Bench(jumbo_line, mtu=9000)
+    relay_burst(bench, make, 8972, 10_000)
+    bench.close()
+
+
+def relay_burst(bench: Bench, make: MakeEngine, size: int, count: int) -> None:
+    receiver = Receiver(bench.line.receiver, "239.2.2.2", 6000)
+    sender = Sender(bench.line.sender)
+    bench.start(make)
+    bench.rules(entry("239.1.1.1", 5000, [leg("239.2.2.2", 6000, OUT0)]))
+    payloads = [_distinct(number, size) for number in range(count)]
+    arrived: list[bytes] = []
+    for start in range(0, count, BURST):
+        sender.send(payloads[start : start + BURST])
+        arrived += receiver.take(min(BURST, count - start))
+    # In order, none missing, none twice, none with a neighbour's bytes.
+    assert arrived == payloads
+    assert receiver.is_empty()
+    bench.wait_received(count)
+    totals = bench.page.totals()
+    assert (totals["received"], totals["forwarded"], totals["copies"]) == (count, count, count)
+    assert totals["received_bytes"] == totals["copies_bytes"] == count * size
+    assert bench.page.rule(0) == (count, count * size, count, 0)
+    assert bench.page.output(0) == (count, count * size, {})
+    assert bench.page.dropped() == {}
+    receiver.sock.close()
+    sender.sock.close()
+
+
+def _distinct(number: int, size: int) -> bytes:
+    """Every byte depends on the number, as far as there is room to."""
+    pattern = struct.pack("!I", number * 2654435761 % 2**32)
+    return (pattern * (size // 4 + 1))[:size]
+
+
+def test_one_input_goes_to_several_outputs_with_their_own_ttl(bench: Bench, make: MakeEngine) -> None:
+    group = Receiver(bench.line.receiver, "239.2.2.2", 6000)
+    unicast = Receiver(bench.line.receiver, bench.line.egresses[0].receiver_address, 6001)
+    other = Receiver(bench.line.receivers[1], "239.1.1.1", 5000)
+    sender = Sender(bench.line.sender, ttl=8)
+    last = Sender(bench.line.sender, ttl=1)
+    bench.start(make)
+    bench.rules(
+        entry(
+            "239.1.1.1",
+            5000,
+            [
+                leg("239.2.2.2", 6000, OUT0, ttl=33, counter=0),
+                leg(bench.line.egresses[0].receiver_address, 6001, OUT0, ttl=0, counter=1),
+                leg("239.1.1.1", 5000, OUT1, ttl=0, counter=2),
+            ],
+            counter=7,
+        )
+    )
+    sender.send([b"first"])
+    last.send([b"last"])
+    assert group.take_with_ttl(2) == [(b"first", 33), (b"last", 33)]
+    # One less than it came with, and never below 1.
+    assert unicast.take_with_ttl(2) == [(b"first", 7), (b"last", 1)]
+    assert other.take_with_ttl(2) == [(b"first", 7), (b"last", 1)]
+    bench.wait_received(2)
+    assert bench.page.rule(7) == (2, 9, 2, 0)
+    assert [bench.page.output(counter)[:2] for counter in range(3)] == [(2, 9)] * 3
+    assert bench.page.totals()["copies"] == 6
+    for sock in (group, unicast, other, sender, last):
+        sock.sock.close()
+
+
+def test_fifty_outputs_more_than_a_turn_can_send(bench: Bench, make: MakeEngine) -> None:
+    outputs, count = 50, 200
+    receiver = Receiver(bench.line.receiver, "239.2.2.2", 6000)
+    sender = Sender(bench.line.sender)
+    bench.start(make)
+    legs = [leg("239.2.2.2", 6000, OUT0, counter=counter) for counter in range(outputs)]
+    bench.rules(entry("239.1.1.1", 5000, legs))
+    payloads = [_distinct(number, 100) for number in range(count)]
+    sender.send(payloads)
+    assert receiver.take(count * outputs) == [payload for payload in payloads for _ in range(outputs)]
+    bench.wait_received(count)
+    assert bench.page.totals()["copies"] == count * outputs
+    receiver.sock.close()
+    sender.sock.close()
+
+
+def test_traffic_flows_by_the_rules_of_the_moment(bench: Bench, make: MakeEngine) -> None:
+    first = Receiver(bench.line.receiver, "239.2.2.2", 6000)
+    second = Receiver(bench.line.receiver, "239.2.2.3", 6000)
+    sender = Sender(bench.line.sender)
+    bench.start(make)
+    sender.send([b"before"])
+    bench.wait_received(1)
+    bench.rules(entry("239.1.1.1", 5000, [leg("239.2.2.2", 6000, OUT0)]))
+    sender.send([b"to the first"])
+    assert first.take(1) == [b"to the first"]
+    bench.rules(entry("239.1.1.1", 5000, [leg("239.2.2.3", 6000, OUT0, counter=1)], counter=1))
+    sender.send([b"to the second"])
+    assert second.take(1) == [b"to the second"]
+    bench.rules()
+    sender.send([b"after"])
+    bench.wait_received(4)
+    assert bench.page.dropped() == {"no_rule": 2}
+    assert first.is_empty()
+    assert second.is_empty()
+    for sock in (first, second, sender):
+        sock.sock.close()
+
+
+def test_rules_change_during_traffic_and_each_packet_goes_by_one_of_them(bench: Bench, make: MakeEngine) -> None:
+    receivers = [Receiver(bench.line.receiver, f"239.2.2.{n}", 6000) for n in (1, 2)]
+    sender = Sender(bench.line.sender)
+    bench.start(make)
+    rounds, burst = 200, 50
+    bench.rules(entry("239.1.1.1", 5000, [leg("239.2.2.1", 6000, OUT0, counter=1)]))
+    arrived: list[bytes] = []
+    for number in range(rounds):
+        payloads = [_distinct(number * burst + n, 64) for n in range(burst)]
+        sender.send(payloads[: burst // 2])
+        turn = 1 + (number + 1) % 2
+        assert bench.engine is not None
+        ticket = bench.engine.set_rules([entry("239.1.1.1", 5000, [leg(f"239.2.2.{turn}", 6000, OUT0, counter=turn)])])
+        sender.send(payloads[burst // 2 :])
+        assert bench.answer(ticket) == 0
+        bench.wait_received((number + 1) * burst)
+        by_receiver = [bench.page.output(n)[0] for n in (1, 2)]
+        assert sum(by_receiver) == (number + 1) * burst
+    for receiver, counter in zip(receivers, (1, 2), strict=True):
+        arrived += receiver.take(bench.page.output(counter)[0])
+        assert receiver.is_empty()
+    assert Counter(arrived) == Counter(_distinct(n, 64) for n in range(rounds * burst))
+    for sock in (*receivers, sender):
+        sock.sock.close()
+
+
+def test_a_successor_goes_on_where_the_engine_stopped(bench: Bench, make: MakeEngine) -> None:
+    receiver = Receiver(bench.line.receiver, "239.2.2.2", 6000)
+    sender = Sender(bench.line.sender)
+    rule = entry("239.1.1.1", 5000, [leg("239.2.2.2", 6000, OUT0)])
+    for life in range(5):
+        # Packets that come while nobody runs wait in the socket.
+        sender.send([_distinct(life, 200)] * 100)
+        bench.start_bare(make)
+        assert bench.engine is not None
+        bench.rules(rule)
+        assert bench.answer(bench.engine.attach_egress(OUT0, bench.egress[0].fileno())) == 0
+        assert bench.answer(bench.engine.attach_ingress(IN0, bench.ingress.fileno(), 1500)) == 0
+        assert receiver.take(100) == [_distinct(life, 200)] * 100
+        bench.stop()
+    assert bench.page.totals()["forwarded"] == 500
+    receiver.sock.close()
+    sender.sock.close()
+
+
+# --- what is not forwarded -------------------------------------------------------------------------------------------
+
+
+def test_an_egress_that_is_gone_or_without_route_is_counted(bench: Bench, make: MakeEngine) -> None:
+    receiver = Receiver(bench.line.receiver, "239.2.2.2", 6000)
+    sender = Sender(bench.line.sender)
+    engine = bench.start(make)
+    bench.rules(
+        entry("239.1.1.1", 5000, [leg("239.2.2.2", 6000, OUT0, counter=0), leg("239.2.2.2", 6000, 9, counter=1)])
+    )
+    sender.send([b"half of it"])
+    assert receiver.take(1) == [b"half of it"]
+    bench.wait_received(1)
+    # One copy left: the packet counts as forwarded, the output that failed has its own count.
+    assert bench.page.dropped() == {}
+    assert bench.page.output(1) == (0, 0, {"egress_unreachable": 1})
+    bench.line.relay.ip("link", "set", "out0", "down")
+    try:
+        sender.send([b"nowhere"])
+        bench.wait_received(2)
+        assert bench.page.dropped() == {"egress_unreachable": 1}
+    finally:
+        bench.line.relay.ip("link", "set", "out0", "up")
+        wait_until(lambda: bench.line.relay.running("out0"), 5, "out0 does not come up again")
+    sender.send([b"back"])
+    assert receiver.take(1) == [b"back"]
+    assert bench.answer(engine.detach_egress(OUT0)) == 0
+    sender.send([b"detached"])
+    bench.wait_received(4)
+    assert bench.page.dropped() == {"egress_unreachable": 2}
+    assert bench.page.rule(0)[2:] == (2, 2)
+    receiver.sock.close()
+    sender.sock.close()
+
+
+def test_a_send_that_is_not_permitted_is_counted(bench: Bench, make: MakeEngine) -> None:
+    sender = Sender(bench.line.sender)
+    bench.start(make)
+    bench.rules(entry("239.1.1.1", 5000, [leg("198.51.100.255", 6000, OUT0)]))  # the subnet's broadcast address
+    sender.send([b"to everybody"])
+    bench.wait_received(1)
+    assert bench.page.dropped() == {"egress_refused": 1}
+    assert bench.page.output(0) == (0, 0, {"egress_refused": 1})
+    sender.sock.close()
+
+
+def test_a_full_egress_is_counted_and_does_not_delay_another(bench: Bench, make: MakeEngine) -> None:
+    count = 400
+    slow, fast = bench.line.egresses
+    receiver = Receiver(fast.receiver, "239.2.2.2", 6000)
+    sender = Sender(bench.line.sender)
+    bench.egress[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    _tc(bench.line, "add", slow.interface, "tbf", "rate", "64kbit", "burst", "2kb", "limit", "1mb")
+    try:
+        bench.start(make)
+        bench.rules(
+            entry("239.1.1.1", 5000, [leg("239.2.2.2", 6000, OUT0, counter=0), leg("239.2.2.2", 6000, OUT1, counter=1)])
+        )
+        payloads = [_distinct(number, 1000) for number in range(count)]
+        sender.send(payloads)
+        assert receiver.take(count) == payloads
+        bench.wait_received(count)
+        sent, _bytes, dropped = bench.page.output(0)
+        assert dropped["egress_full"] > count // 2
+        assert sent + dropped["egress_full"] == count
+        assert bench.page.output(1) == (count, count * 1000, {})
+        assert bench.page.totals()["forwarded"] == count
+        bench.stop()
+    finally:
+        _tc(bench.line, "del", slow.interface)
+    receiver.sock.close()
+    sender.sock.close()
+
+
+def _tc(line: RelayLine, verb: str, interface: str, *kind: str) -> None:
+    line.relay.run("tc", "qdisc", verb, "dev", interface, "root", *kind)
+
+
+def test_overruns_of_the_ingress_socket_are_counted(bench: Bench, make: MakeEngine) -> None:
+    count = 5000
+    receiver = Receiver(bench.line.receiver, "239.2.2.2", 6000)
+    sender = Sender(bench.line.sender)
+    bench.ingress.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+    sender.send([_distinct(number, 1000) for number in range(count)])  # nobody reads yet
+    bench.start(make)
+    bench.rules(entry("239.1.1.1", 5000, [leg("239.2.2.2", 6000, OUT0)]))
+    bench.wait_received(count)
+    dropped = bench.page.dropped()
+    assert dropped["ingress_overrun"] > count // 2
+    assert bench.page.totals()["received"] == count
+    receiver.sock.close()
+    sender.sock.close()
+
+
+def test_a_pool_that_is_exhausted_is_counted_and_survived(bench: Bench) -> None:
+    count = 2000
+    receiver = Receiver(bench.line.receiver, "239.2.2.2", 6000)
+    sender = Sender(bench.line.sender)
+    payloads = [_distinct(number, 500) for number in range(count)]
+    sender.send(payloads)  # all there before the engine starts: every turn fills the pool
+    bench.start_bare(lambda page: UringEngine(page, slots=4))
+    assert bench.engine is not None
+    bench.rules(entry("239.1.1.1", 5000, [leg("239.2.2.2", 6000, OUT0)]))
+    assert bench.answer(bench.engine.attach_egress(OUT0, bench.egress[0].fileno())) == 0
+    assert bench.answer(bench.engine.attach_ingress(IN0, bench.ingress.fileno(), 1500)) == 0
+    assert receiver.take(count) == payloads
+    bench.wait_received(count)
+    assert bench.page.totals()["pool_exhausted"] > 0
+    assert bench.page.dropped() == {}
+    receiver.sock.close()
+    sender.sock.close()
+
+
+def test_the_ingress_interface_goes_down_and_comes_back(bench: Bench, make: MakeEngine) -> None:
+    receiver = Receiver(bench.line.receiver, "239.2.2.2", 6000)
+    sender = Sender(bench.line.sender)
+    bench.start(make)
+    bench.rules(entry("239.1.1.1", 5000, [leg("239.2.2.2", 6000, OUT0)]))
+    for number in range(3):
+        payload = f"life {number}".encode()
+        sender.send([payload])
+        assert receiver.take(1) == [payload]
+        bench.line.relay.ip("link", "set", "in0", "down")
+        bench.line.relay.ip("link", "set", "in0", "up")
+        wait_until(lambda: bench.line.relay.running("in0") and bench.line.sender.running("eth0"), 5, "in0 stays down")
+    sender.send([b"still there"])
+    assert receiver.take(1) == [b"still there"]
+    receiver.sock.close()
+    sender.sock.close()
+
+
+def test_stop_leaves_what_it_has_not_taken_in_the_socket(bench: Bench, make: MakeEngine) -> None:
+    """Whatever an engine took from a socket is forwarded or counted, also when it is stopped under load."""
+    count = 6000
+    receiver = Receiver(bench.line.receiver, "239.2.2.2", 6000)
+    sender = Sender(bench.line.sender)
+    rule = entry("239.1.1.1", 5000, [leg("239.2.2.2", 6000, OUT0)])
+    payloads = [_distinct(number, 300) for number in range(count)]
+    sender.send(payloads)
+    lives = 0
+    while (before := bench.page.totals()["received"]) < count:
+        lives += 1
+        bench.start_bare(make)
+        assert bench.engine is not None
+        bench.engine.set_rules([rule])
+        bench.engine.attach_egress(OUT0, bench.egress[0].fileno())
+        bench.engine.attach_ingress(IN0, bench.ingress.fileno(), 1500)
+        deadline = time.monotonic() + 5
+        while bench.page.totals()["received"] == before:
+            assert time.monotonic() < deadline
+        bench.stop()
+    assert lives > 1, "the engine was too fast to be stopped in between"
+    assert receiver.take(count) == payloads
+    assert receiver.is_empty()
+    receiver.sock.close()
+    sender.sock.close()
+
+
+def test_reasons_have_the_numbers_of_the_native_core(bench: Bench) -> None:
+    """The page is written by C and read by Python: the same word means the same."""
+    sender = Sender(bench.line.sender)
+    bench.start(UringEngine)
+    sender.send([b"nobody wants it"])
+    bench.wait_received(1)
+    assert bench.page.dropped() == {"no_rule": 1}
+    assert REASON["no_rule"] == 12
+    sender.sock.close()

@@ -1,0 +1,137 @@
+"""Packets as a stranger may send them: each is dropped under its reason, by every engine, and none comes out."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lab.capture import Injector
+from lab.frames import ethernet_ipv4, ethernet_ipv4_udp, udp_segment
+from tests.engines.bench import OUT0, Bench, MakeEngine, Receiver, entry, leg
+
+SOURCE, GROUP, PORT = "203.0.113.10", "239.1.1.1", 5000
+PAYLOAD = b"not to be forwarded"
+
+
+def frame(**wrong: Any) -> bytes:
+    payload = wrong.pop("payload", PAYLOAD)
+    return ethernet_ipv4_udp(SOURCE, GROUP, 4000, PORT, payload, **wrong)
+
+
+def right_udp_checksum() -> int:
+    segment = udp_segment(SOURCE, GROUP, 4000, PORT, PAYLOAD)
+    checksum: int = struct.unpack_from("!H", segment, 6)[0]
+    return checksum
+
+
+HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
+    "IP version 6 in an IPv4 frame": (lambda: frame(ip_version=6), "not_ipv4"),
+    "IP version 0": (lambda: frame(ip_version=0), "not_ipv4"),
+    "IP header shorter than a header": (lambda: frame(ip_header_words=4), "bad_ip_header"),
+    "IP header longer than the packet": (lambda: frame(ip_header_words=15), "bad_ip_header"),
+    "IP length below the header's": (lambda: frame(ip_length=19), "bad_ip_header"),
+    "IP length beyond the frame": (lambda: frame(ip_length=1400), "truncated"),
+    "IP length that cuts the UDP header": (lambda: frame(ip_length=27), "truncated"),
+    "wrong IP checksum": (lambda: frame(ip_checksum=0x1234), "bad_ip_checksum"),
+    "UDP length below a header": (lambda: frame(udp_length=7), "bad_udp_length"),
+    "UDP length zero": (lambda: frame(udp_length=0), "bad_udp_length"),
+    "UDP length beyond the packet": (lambda: frame(udp_length=8 + len(PAYLOAD) + 1), "bad_udp_length"),
+    "wrong UDP checksum": (lambda: frame(udp_checksum=right_udp_checksum() ^ 0x0101), "bad_udp_checksum"),
+    "somebody else's MAC address": (lambda: frame(destination_mac="02:00:00:00:99:99"), "other_host"),
+    "tagged for VLAN 7": (lambda: frame(vlan=7), "other_host"),
+    "a group that no rule has": (
+        lambda: ethernet_ipv4_udp(SOURCE, "239.1.1.2", 4000, PORT, PAYLOAD),
+        "no_rule",
+    ),
+    "a port that no rule has": (lambda: ethernet_ipv4_udp(SOURCE, GROUP, 4000, PORT + 1, PAYLOAD), "no_rule"),
+    "UDP length shorter than the packet, another port behind it": (
+        lambda: ethernet_ipv4_udp(SOURCE, GROUP, 4000, PORT + 1, PAYLOAD, udp_length=8, udp_checksum=0),
+        "no_rule",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_packet_is_dropped_under_its_reason(bench: Bench, make: MakeEngine, kind: str) -> None:
+    build, reason = HOSTILE[kind]
+    receiver = Receiver(bench.line.receiver, "239.2.2.2", 6000)
+    bench.start(make)
+    bench.rules(entry(GROUP, PORT, [leg("239.2.2.2", 6000, OUT0)]))
+    injector = Injector(bench.line.sender, "eth0")
+    injector.send(build(), frame(payload=b"a good one behind it"))
+    assert receiver.take(1) == [b"a good one behind it"]
+    bench.wait_received(2)
+    assert bench.page.dropped() == {reason: 1}
+    assert receiver.is_empty()
+    injector.close()
+    receiver.sock.close()
+
+
+GOOD: dict[str, tuple[Callable[[], bytes], bytes]] = {
+    "no UDP checksum": (lambda: frame(udp_checksum=0), PAYLOAD),
+    "IP options": (lambda: frame(options=b"\x94\x04\x00\x00"), PAYLOAD),  # router alert
+    "forty bytes of IP options": (lambda: frame(options=b"\x01" * 40), PAYLOAD),
+    "link-layer padding": (lambda: frame(payload=b"x") + b"\0" * 17, b"x"),
+    "UDP length shorter than the packet": (lambda: frame(udp_length=8 + 3, udp_checksum=0), PAYLOAD[:3]),
+    "no payload": (lambda: frame(payload=b""), b""),
+    "an odd number of bytes": (lambda: frame(payload=b"odd"), b"odd"),
+    "VLAN 0, a priority tag only": (lambda: frame(vlan=0), PAYLOAD),
+}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_an_unusual_packet_is_forwarded(bench: Bench, make: MakeEngine, kind: str) -> None:
+    build, payload = GOOD[kind]
+    receiver = Receiver(bench.line.receiver, "239.2.2.2", 6000)
+    bench.start(make)
+    bench.rules(entry(GROUP, PORT, [leg("239.2.2.2", 6000, OUT0)]))
+    injector = Injector(bench.line.sender, "eth0")
+    injector.send(build())
+    assert receiver.take(1) == [payload]
+    bench.wait_received(1)
+    assert bench.page.dropped() == {}
+    injector.close()
+    receiver.sock.close()
+
+
+def test_fragments_arrive_as_one_datagram(bench: Bench, make: MakeEngine) -> None:
+    """The kernel reassembles before the fanout decides (PACKET_FANOUT_FLAG_DEFRAG)."""
+    payload = bytes(n % 251 for n in range(1200))
+    segment = udp_segment(SOURCE, GROUP, 4000, PORT, payload)
+    receiver = Receiver(bench.line.receiver, "239.2.2.2", 6000)
+    bench.start(make)
+    bench.rules(entry(GROUP, PORT, [leg("239.2.2.2", 6000, OUT0)]))
+    injector = Injector(bench.line.sender, "eth0")
+    first, second = segment[:800], segment[800:]
+    injector.send(
+        ethernet_ipv4(SOURCE, GROUP, 17, second, identification=77, fragment_offset=100),
+        ethernet_ipv4(SOURCE, GROUP, 17, first, identification=77, more_fragments=True),
+    )
+    assert receiver.take(1) == [payload]
+    injector.close()
+    receiver.sock.close()
+
+
+def test_a_datagram_larger_than_a_slot_is_counted(bench: Bench, make: MakeEngine) -> None:
+    """A sender's fragments, reassembled, exceed what a slot for this MTU holds."""
+    segment = udp_segment(SOURCE, GROUP, 4000, PORT, bytes(4000))
+    bench.start(make)
+    bench.rules(entry(GROUP, PORT, [leg("239.2.2.2", 6000, OUT0)]))
+    injector = Injector(bench.line.sender, "eth0")
+    injector.send(
+        *(
+            ethernet_ipv4(
+                *(SOURCE, GROUP, 17, segment[at : at + 1400]),
+                identification=78,
+                fragment_offset=at // 8,
+                more_fragments=at + 1400 < len(segment),
+            )
+            for at in range(0, len(segment), 1400)
+        )
+    )
+    bench.wait_received(1)
+    assert bench.page.dropped() == {"oversize": 1}
+    injector.close()
