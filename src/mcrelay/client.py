@@ -12,11 +12,12 @@ connection, is used by one thread at a time.
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
-from mcrelay.errors import Error, NotPermitted, Unavailable
+from mcrelay.errors import Busy, Error, NotPermitted, Unavailable
 from mcrelay.messages import (
     Add,
     Added,
@@ -60,9 +61,14 @@ class Client:
         self._reader = FrameReader()
         self._frames: list[bytes | Malformed] = []
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.settimeout(timeout_s)
+        # A full backlog makes a non-blocking connect fail at once; this one waits, but not for ever.
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(timeout_s) + 1, 0))
         try:
             self._sock.connect(path)
+            self._sock.settimeout(timeout_s)
+        except BlockingIOError:
+            self._sock.close()
+            raise Busy(f"the daemon at {path} does not take clients", "try again; its log says more") from None
         except PermissionError:
             self._sock.close()
             raise NotPermitted(

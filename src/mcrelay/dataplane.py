@@ -97,7 +97,6 @@ class DataPlane:
         os.close(page_fd)
         self._page = counters.Page(memoryview(self._map))
         self._page.initialise()
-        self._slots: dict[str, int] = {}  # interface name -> slot
         self._sockets: dict[tuple[int, Direction], int] = {}
         self._entries: dict[str, Entry] = {}  # rule id -> compiled
         self._incoming: list[RuleRecord] = []  # of an unfinished SyncRules
@@ -167,14 +166,11 @@ class DataPlane:
             case DetachInterface():
                 self._detach(message)
             case AddRule():
-                self._change(message.ticket, lambda entries: self._put(entries, message.rule))
+                self._change(message.ticket, lambda entries: _put(entries, message.rule, message.slots))
             case RemoveRule():
                 self._change(message.ticket, lambda entries: entries.pop(message.rule))
             case SyncRules():
-                self._incoming.extend(message.rules)
-                if message.complete:
-                    records, self._incoming = self._incoming, []
-                    self._change(message.ticket, lambda entries: self._replace(entries, records))
+                self._sync(message)
             case Shutdown():
                 self._answers[self._engine.stop()] = lambda error: None
 
@@ -200,14 +196,18 @@ class DataPlane:
     def _answered(self, ticket: int, error: int) -> None:
         self._acknowledge(ticket, os.strerror(error) if error else None)
 
-    def _put(self, entries: dict[str, Entry], record: RuleRecord) -> None:
-        rule = parse_rule(record.input, record.outputs, record.name)
-        entries[rule.id] = compile_rule(rule, self._slots, record.counter, record.output_counters)
+    def _sync(self, message: SyncRules) -> None:
+        self._incoming.extend(message.rules)
+        if not message.complete:
+            return
+        records, self._incoming = self._incoming, []
 
-    def _replace(self, entries: dict[str, Entry], records: list[RuleRecord]) -> None:
-        entries.clear()
-        for record in records:
-            self._put(entries, record)
+        def replace(entries: dict[str, Entry]) -> None:
+            entries.clear()
+            for record in records:
+                _put(entries, record, message.slots)
+
+        self._change(message.ticket, replace)
 
     def _attach(self, message: AttachInterface, fd: int) -> None:
         attach = (
@@ -222,7 +222,6 @@ class DataPlane:
                 return
             self._close_socket(message.slot, message.direction)
             self._sockets[message.slot, message.direction] = fd
-            self._slots[message.name] = message.slot
 
         self._execute(message.ticket, attach, done)
 
@@ -250,6 +249,11 @@ class DataPlane:
             self._answers[step()] = answered
         except OSError as error:
             answered(error.errno or errno.EIO)
+
+
+def _put(entries: dict[str, Entry], record: RuleRecord, slots: dict[str, int]) -> None:
+    rule = parse_rule(record.input, record.outputs, record.name)
+    entries[rule.id] = compile_rule(rule, slots, record.counter, record.output_counters)
 
 
 def main() -> None:

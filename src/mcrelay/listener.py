@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import fcntl
 import logging
 import os
@@ -24,8 +25,9 @@ from mcrelay.process import group_id
 log = logging.getLogger(__name__)
 
 SO_PEERGROUPS: Final = 59
+NGROUPS_MAX: Final = 65536
 GROUP: Final = "mcrelay"
-BACKLOG: Final = 128
+BACKLOG: Final = 1024  # clients that wait while the control plane is replaced
 PATH_MAX: Final = 107  # bytes, unix(7)
 ACCEPTS_PER_TURN: Final = 16
 CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
@@ -164,7 +166,10 @@ class Listener:
 
 
 def _groups(client: socket.socket) -> tuple[int, ...]:
-    """Supplementary groups of the peer."""
-    room = 4 * 1024
-    data = client.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, room)
-    return struct.unpack(f"={len(data) // 4}I", data[: len(data) // 4 * 4])
+    """Supplementary groups of the peer. Not by socket.getsockopt, which has room for 256 of them."""
+    room = (ctypes.c_uint32 * NGROUPS_MAX)()
+    size = ctypes.c_uint32(ctypes.sizeof(room))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.getsockopt(client.fileno(), socket.SOL_SOCKET, SO_PEERGROUPS, room, ctypes.byref(size)) != 0:
+        raise OSError(ctypes.get_errno(), "SO_PEERGROUPS")
+    return tuple(room[: size.value // ctypes.sizeof(ctypes.c_uint32)])

@@ -195,11 +195,10 @@ class Summary(Message, frozen=True):
 
 
 class AttachInterface(Message, frozen=True):
-    """Receive or send on the interface that the rules call `name` through the socket that comes with the message."""
+    """Receive or send on the interface with this slot through the socket that comes with the message."""
 
     ticket: Id
     slot: Slot
-    name: Text
     mtu: Mtu
     direction: Direction
 
@@ -216,8 +215,11 @@ class DetachInterface(Message, frozen=True):
 
 
 class AddRule(Message, frozen=True):
+    """Forward by this rule, too. `slots` has those of the interfaces that it names."""
+
     ticket: Id
     rule: RuleRecord
+    slots: dict[Text, Slot]
 
 
 class RemoveRule(Message, frozen=True):
@@ -230,6 +232,7 @@ class SyncRules(Message, frozen=True):
 
     ticket: Id
     rules: tuple[RuleRecord, ...]
+    slots: dict[Text, Slot]
     complete: bool
 
 

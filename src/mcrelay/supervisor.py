@@ -232,10 +232,10 @@ class Supervisor:
                 self._listener.open(self._pass_client)
             else:
                 try:
-                    for attachment in self._attachments:
-                        for direction in attachment.sockets:
-                            await self._attach(child, attachment, direction)
+                    # Ingress last: packets that wait in its sockets need the rules, and the rules their outputs.
+                    await self._attach_all(child, "egress")
                     await self._give_all_rules(child, self._of_worker[child.index].values())
+                    await self._attach_all(child, "ingress")
                 except Busy as error:
                     log.warning("%s", error)
                     child.kill()
@@ -377,12 +377,16 @@ class Supervisor:
             self._attachments.join(group(rule))
             undo.callback(self._attachments.leave, group(rule))
 
+    async def _attach_all(self, child: Child, direction: Direction) -> None:
+        for attachment in self._attachments:
+            if direction in attachment.sockets:
+                await self._attach(child, attachment, direction)
+
     async def _attach(self, child: Child, attachment: Attachment, direction: Direction) -> None:
         ticket = child.ticket()
         message = AttachInterface(
             ticket=ticket,
             slot=attachment.slot,
-            name=attachment.interface.name,
             mtu=attachment.interface.mtu,
             direction=direction,
         )
@@ -423,7 +427,9 @@ class Supervisor:
         between two packets."""
         ticket = child.ticket()
         if len(added) == 1 and not removed:
-            await child.command(ticket, (AddRule(ticket=ticket, rule=added[0].record), ()))
+            await child.command(
+                ticket, (AddRule(ticket=ticket, rule=added[0].record, slots=self._attachments.slots()), ())
+            )
         elif len(removed) == 1 and not added:
             await child.command(ticket, (RemoveRule(ticket=ticket, rule=removed[0].rule.id), ()))
         else:
@@ -436,7 +442,10 @@ class Supervisor:
         records = [active.record for active in rules]
         await child.command(
             ticket,
-            *((SyncRules(ticket=ticket, rules=piece, complete=last), ()) for piece, last in in_frames(records)),
+            *(
+                (SyncRules(ticket=ticket, rules=piece, slots=self._attachments.slots(), complete=last), ())
+                for piece, last in in_frames(records)
+            ),
         )
 
     async def _take_back(self, child: Child) -> None:

@@ -51,7 +51,8 @@ def configure_logging(name: str, *, debug: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(f"%(asctime)s {name} %(levelname)s %(message)s"))
     logging.root.handlers[:] = [handler]
-    logging.root.setLevel(logging.DEBUG if debug else logging.INFO)
+    logging.root.setLevel(logging.INFO)
+    logging.getLogger("mcrelay").setLevel(logging.DEBUG if debug else logging.INFO)
 
 
 def watch_loop(*, debug: bool) -> None:

@@ -6,6 +6,7 @@ sender 203.0.113.10 --- in0 relay out0 --- receiver
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 from lab.capture import Capture
 from lab.daemon import PROGRAM, Daemon, settled
+from lab.frames import UdpDatagram
 from lab.namespaces import wait_until
 from lab.plan import ReceivePlan, SendPlan
 from lab.topology import RelayLine
@@ -153,16 +155,14 @@ def test_outputs_of_all_kinds_in_one_rule(daemon: Daemon, line: RelayLine) -> No
     with Capture(first.receiver, "eth0") as one, Capture(second.receiver, "eth0") as two:
         run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=1000, count=10, ttl=8))
         for egress, target, _ttl, seen in targets:
-            capture = one if egress is first else two
-            address, port = target.split(":")
+            arrived = wait_until(functools.partial(_ten_to, one if egress is first else two, target), 5, target)
+            assert {datagram.ttl for datagram in arrived} == {seen}
+            assert {datagram.source for datagram in arrived} == {egress.address}
 
-            def matching(frame: object, address: str = address, port: str = port) -> bool:
-                udp = getattr(frame, "udp", None)
-                return bool(udp and (udp.destination, udp.destination_port) == (address, int(port)))
 
-            wait_until(lambda c=capture, m=matching: len(c.matching(m)) == 10, 5, f"{target} got not its 10")
-            assert {frame.udp.ttl for frame in capture.matching(matching) if frame.udp} == {seen}
-            assert {frame.udp.source for frame in capture.matching(matching) if frame.udp} == {egress.address}
+def _ten_to(capture: Capture, target: str) -> list[UdpDatagram]:
+    found = [d for d in capture.udp(outgoing=False) if f"{d.destination}:{d.destination_port}" == target]
+    return found if len(found) == 10 else []
 
 
 def test_the_stats_watch_shows_rates(daemon: Daemon, line: RelayLine) -> None:

@@ -54,7 +54,8 @@ def _is_asleep(bench: Bench) -> bool:
     thread = bench.thread_id
 
     def read() -> tuple[str, str, str]:
-        fields = open(f"/proc/self/task/{thread}/stat").read().rpartition(")")[2].split()
+        with open(f"/proc/self/task/{thread}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
         return fields[0], fields[11], fields[12]
 
     before = read()
@@ -209,8 +210,9 @@ def test_rules_change_during_traffic_and_each_packet_goes_by_one_of_them(bench: 
         arrived += receiver.take(bench.page.output(counter)[0])
         assert receiver.is_empty()
     assert Counter(arrived) == Counter(_distinct(n, 64) for n in range(rounds * burst))
-    for sock in (*receivers, sender):
-        sock.sock.close()
+    sender.sock.close()
+    for receiver in receivers:
+        receiver.sock.close()
 
 
 def test_a_successor_goes_on_where_the_engine_stopped(bench: Bench, make: MakeEngine) -> None:

@@ -7,12 +7,12 @@ import random
 import select
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
 
 import pytest
 
-from lab.capture import Capture
+from lab.capture import Capture, Frame
 from lab.namespaces import Lab, Namespace, unsupported, wait_until
 from lab.topology import RelayLine, relay_line
 from mcrelay.errors import SystemRefusal
@@ -113,7 +113,7 @@ def test_more_groups_than_a_socket_holds_are_joined_and_left(line: RelayLine) ->
             line.relay.call(memberships.join, where, group)
         assert joined(line.relay, "in0") == before | {str(group) for group in groups}
         for group in groups:
-            capture.wait_for(lambda f, g=str(group): f.igmp and f.igmp.joins(g), 10, f"no report for {group}")
+            capture.wait_for(_joins(str(group)), 10, f"no report for {group}")
         for group in groups:
             line.relay.call(memberships.leave, where.index, group)
         assert joined(line.relay, "in0") == before
@@ -131,6 +131,10 @@ def test_a_kernel_that_allows_no_membership_is_told_from_others(line: RelayLine)
     finally:
         line.relay.sysctl("net.ipv4.igmp_max_memberships", 20)
         memberships.close()
+
+
+def _joins(group: str) -> Callable[[Frame], object]:
+    return lambda frame: frame.igmp and frame.igmp.joins(group)
 
 
 def joined(namespace: Namespace, name: str) -> set[str]:

@@ -61,6 +61,10 @@ class Attachments:
     def __getitem__(self, name: str) -> Attachment:
         return self._by_name[name]
 
+    def slots(self) -> dict[str, int]:
+        """The slot of each interface in use, by name."""
+        return {attachment.interface.name: attachment.slot for attachment in self}
+
     def has(self, need: Need) -> bool:
         name, direction = need
         return name in self._by_name and direction in self._by_name[name].sockets

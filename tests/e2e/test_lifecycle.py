@@ -1,0 +1,235 @@
+"""Processes die, are stopped, are restarted: forwarding goes on, nothing is left behind, nothing leaks."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from lab.daemon import PROGRAM, Daemon, settled
+from lab.namespaces import wait_until
+from lab.plan import ReceivePlan, SendPlan
+from lab.topology import RelayLine
+from lab.traffic import run_sender, start_receiver, start_sender
+from mcrelay.client import Client
+from mcrelay.errors import Error
+from tests.e2e.conftest import StartDaemon
+
+INPUT = "239.1.1.1:5000"
+OUTPUT = "239.2.2.2:6000"
+
+# A daemon that restarts its workers at once, as often as it takes: the back-off between lives is not what is tested.
+IMPATIENT = (
+    sys.executable,
+    "-c",
+    "import sys, mcrelay.children as c; c.BACKOFF_FIRST_S = c.BACKOFF_MAX_S = 0.01; "
+    "sys.argv[0] = 'mcrelay'; from mcrelay.cli import main; main()",
+)
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def memberships(line: RelayLine) -> str:
+    return line.relay.ip("-4", "maddress", "show", "dev", "in0").stdout
+
+
+def packet_sockets(line: RelayLine) -> int:
+    return len(line.relay.run("cat", "/proc/net/packet").stdout.strip().split("\n")) - 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_leaves_nothing_behind(start: StartDaemon, line: RelayLine, number: signal.Signals) -> None:
+    before = memberships(line), packet_sockets(line)
+    daemon = start()
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0")
+    pids = daemon.pids()
+    assert memberships(line) != before[0]
+    assert packet_sockets(line) > before[1]
+    sender = start_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=10_000, duration_s=5))
+    os.kill(daemon.process.pid, number)
+    assert daemon.process.wait(timeout=2) == 0
+    sender.stop()
+    assert not [name for name, pid in pids.items() if alive(pid)]
+    assert not os.path.exists(daemon.socket)
+    assert (memberships(line), packet_sockets(line)) == before
+
+
+def test_workers_do_not_outlive_a_killed_supervisor(start: StartDaemon, line: RelayLine) -> None:
+    before = memberships(line), packet_sockets(line)
+    daemon = start()
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0")
+    pids = daemon.pids()
+    daemon.process.kill()
+    daemon.process.wait()
+    wait_until(lambda: not any(alive(pid) for pid in pids.values()), 2, "workers live on")
+    assert (memberships(line), packet_sockets(line)) == before
+    os.unlink(daemon.socket)  # what a killed process cannot do itself
+    daemon.process.returncode = 0
+
+
+def test_a_successor_takes_the_socket_of_a_killed_daemon(start: StartDaemon, line: RelayLine) -> None:
+    first = start()
+    first.process.kill()
+    first.process.wait()
+    assert os.path.exists(first.socket)
+    second = start()
+    # The same path: the one left behind is recognised as stale.
+    taken = line.relay.popen(PROGRAM, "run", "--socket", first.socket)
+    wait_until(lambda: second.run("ping").returncode == 0, 5)
+
+    def answers() -> bool:
+        try:
+            with Client(first.socket) as client:
+                client.ping()
+                return True
+        except Error:
+            return False
+
+    wait_until(answers, 15, "the successor does not serve the socket")
+    taken.terminate()
+    assert taken.wait(5) == 0
+    first.process.returncode = 0
+
+
+def test_the_control_plane_dies_and_forwarding_does_not_notice(daemon: Daemon, line: RelayLine) -> None:
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
+    rules = daemon.json("list")
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", count=60_000, expect=60_000))
+    sender = start_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=20_000, count=60_000))
+    for life in range(3):
+        os.kill(daemon.pids()["control"], signal.SIGKILL)
+        wait_until(lambda n=life + 1: daemon.log.count("control is back") == n, 10)  # type: ignore[misc] # as above
+        # The new one knows every rule, and can change them.
+        assert daemon.json("list") == rules
+        added = daemon.json("add", f"239.1.3.{life}:5000%in0", f"{OUTPUT}%out1")
+        daemon.run("remove", added["rule"]["id"])
+    sender.result()
+    assert receiver.result().lost == 0
+    with daemon.client() as client:
+        assert settled(client)["forwarded"] == 60_000
+
+
+def test_a_data_plane_dies_and_its_rules_and_counters_come_back(daemon: Daemon, line: RelayLine) -> None:
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
+    count = 1000
+    for life in range(1, 3):
+        receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", count=count, expect=count))
+        run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=5000, count=count))
+        assert receiver.result().lost == 0
+        with daemon.client() as client:
+            assert settled(client)["forwarded"] == life * count
+        for name, pid in daemon.pids().items():
+            if name.startswith("data/"):
+                os.kill(pid, signal.SIGKILL)
+        wait_until(
+            lambda: all(p["state"] == "ready" for p in daemon.json("workers")["processes"]),
+            10,
+            "the workers do not come back",
+        )
+        assert {p["restarts"] for p in daemon.json("workers")["processes"] if p["role"] == "data"} == {life}
+
+
+def test_packets_sent_while_a_worker_is_replaced_wait_for_it(daemon: Daemon, line: RelayLine) -> None:
+    """The supervisor keeps the socket, so what arrives meanwhile is forwarded late, not lost."""
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0")
+    receiver = start_receiver(
+        line.receiver, ReceivePlan(OUTPUT, interface="eth0", count=3000, expect=3000, idle_timeout_s=5)
+    )
+    for name, pid in daemon.pids().items():
+        if name.startswith("data/"):
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda pid=pid: not alive(pid), 5)  # type: ignore[misc] # mypy cannot infer the default
+    run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=30_000, count=3000))
+    report = receiver.result()
+    assert (report.lost, report.duplicated) == (0, 0)
+
+
+def test_a_rule_added_while_its_worker_is_replaced_is_active_when_acknowledged(daemon: Daemon, line: RelayLine) -> None:
+    for name, pid in daemon.pids().items():
+        if name.startswith("data/"):
+            os.kill(pid, signal.SIGKILL)
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0")
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", count=100, expect=100))
+    run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=1000, count=100))
+    assert receiver.result().lost == 0
+
+
+def test_two_hundred_restarts_leave_no_descriptor_behind(start: StartDaemon, line: RelayLine) -> None:
+    daemon = start(program=IMPATIENT)
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
+
+    def descriptors() -> list[str]:
+        """Of the supervisor: what each refers to, without the numbers that change with every life."""
+        directory = f"/proc/{daemon.process.pid}/fd"
+        links = [os.readlink(f"{directory}/{fd}") for fd in os.listdir(directory)]
+        return sorted(link.split("[")[0] for link in links)
+
+    before = descriptors()
+    workers = [name for name in daemon.pids() if name != "supervisor"]
+    restarts = 0
+    while restarts < 200:
+        pids = daemon.pids()
+        for name in workers:
+            os.kill(pids[name], signal.SIGKILL)
+            restarts += 1
+        wait_until(functools.partial(_all_new, daemon, pids), 20, "the workers do not come back")
+    wait_until(lambda: descriptors() == before, 5, f"descriptors before {before}, now {descriptors()}")
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", count=1000, expect=1000))
+    run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=5000, count=1000))
+    assert receiver.result().lost == 0
+
+
+def _all_new(daemon: Daemon, before: dict[str, int]) -> bool:
+    try:
+        with daemon.client() as client:
+            processes = client.workers()
+    except Error:
+        return False  # the control plane is among those that are replaced
+    return all(p.state == "ready" for p in processes) and not set(before.values()) & {
+        p.pid for p in processes if p.role != "supervisor"
+    }
+
+
+def test_a_worker_that_keeps_dying_is_restarted_less_and_less_often(start: StartDaemon) -> None:
+    daemon = start("--workers", "1")
+    for life in range(4):
+        wait_until(lambda: daemon.json("workers")["processes"][2]["state"] == "ready", 10)
+        os.kill(daemon.pids()["data/0"], signal.SIGKILL)
+        daemon.wait_for_log(f"restarting data/0 in {0.1 * 2**life:.1f} s", 5)
+
+
+def test_the_daemon_is_idle_when_there_is_nothing_to_do(daemon: Daemon) -> None:
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0")
+    pids = daemon.pids()
+
+    def ticks() -> int:
+        total = 0
+        for pid in pids.values():
+            with open(f"/proc/{pid}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+            total += int(fields[11]) + int(fields[12])
+        return total
+
+    time.sleep(0.5)  # the answer to the last request is on its way
+    before = ticks()
+    time.sleep(5)  # the interval over which the claim is made
+    assert ticks() - before <= 1, "hundredths of a second of processor time in 5 s"
+
+
+def test_the_summary_is_logged_on_request(daemon: Daemon, line: RelayLine) -> None:
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0")
+    run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=1000, count=100))
+    with daemon.client() as client:
+        settled(client)
+    os.kill(daemon.process.pid, signal.SIGUSR1)
+    daemon.wait_for_log("1 rules; 100 packets received, 100 forwarded, 0 dropped", 5)

@@ -1,0 +1,253 @@
+"""Who may do what: read back from the kernel, from outside of the processes."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lab.daemon import PROGRAM, Daemon
+from lab.namespaces import wait_until
+from lab.plan import ReceivePlan, SendPlan
+from lab.topology import RelayLine
+from lab.traffic import run_sender, start_receiver
+from mcrelay.client import Client
+from mcrelay.errors import Error, NotPermitted
+from tests.e2e.conftest import StartDaemon
+
+INPUT = "239.1.1.1:5000"
+OUTPUT = "239.2.2.2:6000"
+NOBODY = pwd.getpwnam("nobody")
+
+
+def status(pid: int) -> dict[str, str]:
+    with open(f"/proc/{pid}/status") as file:
+        return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+
+
+def descriptors(pid: int) -> dict[int, str]:
+    directory = f"/proc/{pid}/fd"
+    return {int(fd): os.readlink(f"{directory}/{fd}") for fd in os.listdir(directory)}
+
+
+def test_workers_have_no_privilege_at_all(daemon: Daemon) -> None:
+    for name, pid in daemon.pids().items():
+        if name == "supervisor":
+            continue
+        facts = status(pid)
+        assert facts["Uid"].split() == [str(NOBODY.pw_uid)] * 4, name
+        assert facts["Gid"].split() == [str(NOBODY.pw_gid)] * 4, name
+        assert facts["Groups"].split() == [], name
+        for capabilities in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert int(facts[capabilities], 16) == 0, (name, capabilities)
+        assert facts["NoNewPrivs"] == "1", name
+    shown = {p["pid"]: p for p in daemon.json("workers")["processes"]}
+    for name, pid in daemon.pids().items():
+        assert shown[pid]["uid"] == int(status(pid)["Uid"].split()[1]), name
+        assert shown[pid]["capabilities"] == status(pid)["CapEff"], name
+        assert shown[pid]["cores"] == status(pid)["Cpus_allowed_list"], name
+
+
+def test_a_worker_may_run_as_another_user(start: StartDaemon) -> None:
+    daemon = start("--user", "daemon")
+    assert status(daemon.pids()["control"])["Uid"].split()[1] == str(pwd.getpwnam("daemon").pw_uid)
+
+
+def test_each_process_has_the_descriptors_it_should_and_no_other(daemon: Daemon, line: RelayLine) -> None:
+    workers = sum(1 for name in daemon.pids() if name.startswith("data/"))
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0")
+    packet = _packet_inodes(line)
+    assert len(packet) == workers
+    seen: list[str] = []
+    for name, pid in daemon.pids().items():
+        links = descriptors(pid)
+        kinds = [re.sub(r":\[\d+\]", "", link).split(" ")[0] for link in links.values()]
+        counted = {kind: kinds.count(kind) for kind in set(kinds)}
+        inodes = {match[1] for link in links.values() if (match := re.fullmatch(r"socket:\[(\d+)\]", link))}
+        if name.startswith("data/"):
+            # supervisor_sock, request_sock, command_sock, one packet socket, one egress socket; asyncio's own pair.
+            assert counted["socket"] == 3 + 2 + 2, links
+            assert len(inodes & packet) == 1
+            seen += inodes & packet
+            assert "socket" in links[3]
+        elif name == "control":
+            # supervisor_sock, request_sock, asyncio's own pair, and at most this very client.
+            assert counted["socket"] in (4, 5), links
+            assert not inodes & packet
+        else:
+            assert inodes & packet == packet
+        if name != "supervisor":
+            files = {link for link in links.values() if link.startswith("/")}
+            assert files <= {"/dev/null", "/memfd:mcrelay-counters (deleted)"}, links
+    assert sorted(seen) == sorted(packet)  # each worker its own
+
+
+def _packet_inodes(line: RelayLine) -> set[str]:
+    lines = line.relay.run("cat", "/proc/net/packet").stdout.strip().split("\n")[1:]
+    return {entry.split()[-1] for entry in lines}
+
+
+def test_the_control_plane_connects_to_nothing(line: RelayLine, tmp_path: Path) -> None:
+    """Seen by strace: through clients, changes and its whole work it makes no socket, no connection, opens no file."""
+    with Daemon(line.relay) as daemon:  # not with --debug, for which asyncio reads its own source
+        trace_control_plane(daemon, tmp_path)
+
+
+def trace_control_plane(daemon: Daemon, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    pid = daemon.pids()["control"]
+    strace = subprocess.Popen(
+        ["strace", "-f", "-p", str(pid), "-o", str(trace), "-e", "trace=network,open,openat,execve,recvmsg"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert strace.stderr
+        assert "attached" in strace.stderr.readline()
+        daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
+        daemon.run("list")
+        daemon.run("stats")
+        daemon.run("workers")
+        daemon.run("add", "rubbish", f"{OUTPUT}%out0", check=False)
+        daemon.run("remove", "feed")
+    finally:
+        strace.send_signal(signal.SIGINT)
+        strace.wait(10)
+        assert strace.stderr
+        strace.stderr.close()
+    calls = set(re.findall(r"^\d+\s+(\w+)\(", trace.read_text(), re.MULTILINE))
+    # The command came in over FD 3 and went out over request_sock.
+    assert "recvmsg" in calls
+    assert re.search(r"recvmsg\(3, ", trace.read_text())
+    assert not calls & {"connect", "socket", "bind", "listen", "accept", "accept4", "open", "openat", "execve"}, calls
+
+
+def as_nobody(function: Callable[[], str]) -> str:
+    """What the function returns in a process of user nobody, without groups."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setgid(NOBODY.pw_gid)
+            os.setuid(NOBODY.pw_uid)
+            os.write(writing, function().encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading) as file:
+        said = file.read()
+    os.waitpid(pid, 0)
+    return said
+
+
+def test_a_user_without_permission_is_told_so(daemon: Daemon) -> None:
+    def connect() -> str:
+        try:
+            Client(daemon.socket)
+        except NotPermitted as error:
+            return f"{error.exit_code} {error}"
+        return "connected"
+
+    said = as_nobody(connect)
+    assert said.startswith(f"77 not permitted to use {daemon.socket}; become root"), said
+
+
+def test_a_stranger_is_refused_even_where_the_mode_lets_him_in(daemon: Daemon) -> None:
+    """The kernel's word on who connects decides, not the file's mode alone."""
+    os.chmod(daemon.socket, 0o666)
+
+    def ask() -> str:
+        try:
+            with Client(daemon.socket, timeout_s=5) as client:
+                client.ping()
+        except Error as error:
+            return f"{error.code} {error}"
+        return "answered"
+
+    said = as_nobody(ask)
+    assert said.startswith("not_permitted user 65534"), said
+    daemon.run("ping")
+
+
+def test_workers_run_where_their_user_cannot_read_the_code(
+    start: StartDaemon, line: RelayLine, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """As in a clone in root's home: the code is imported before privileges go."""
+    private = tmp_path_factory.mktemp("private", numbered=True)
+    (private / "venv").symlink_to(Path(sys.executable).parent.parent)
+    private.chmod(0o700)
+    daemon = start(program=(str(private / "venv" / "bin" / "python"), "-m", "mcrelay"))
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0")
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", count=100, expect=100))
+    run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=1000, count=100))
+    assert receiver.result().lost == 0
+
+
+def test_a_worker_started_by_hand_says_what_it_is() -> None:
+    for module in ("mcrelay.control", "mcrelay.dataplane"):
+        arguments = ["65534", "65534"] + (["0"] if module == "mcrelay.dataplane" else [])
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == 64
+        assert "not to be started by hand" in done.stderr
+
+
+# --- where io_uring is missing --------------------------------------------------------------------------------------
+
+# Runs the rest of its arguments with io_uring_setup(2) failing as it does where io_uring is disabled.
+WITHOUT_IO_URING = """
+import ctypes, os, struct, sys
+number = 425  # io_uring_setup, the same on every architecture that has it
+program = b"".join(struct.pack("=HBBI", *i) for i in [
+    (0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)])
+buffer = ctypes.create_string_buffer(program, len(program))
+class Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
+description = Program(4, ctypes.addressof(buffer))
+libc = ctypes.CDLL(None)
+assert libc.prctl(22, 2, ctypes.byref(description)) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_without_io_uring_the_reference_engine_serves_and_says_so(start: StartDaemon, line: RelayLine) -> None:
+    daemon = start(program=(sys.executable, "-c", WITHOUT_IO_URING, PROGRAM))
+    assert "engine uring cannot run" in daemon.log
+    assert "kernel.io_uring_disabled" in daemon.log
+    assert {p["engine"] for p in daemon.json("workers")["processes"] if p["role"] == "data"} == {"reference"}
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0")
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", count=500, expect=500))
+    run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=1000, count=500))
+    assert receiver.result().lost == 0
+
+
+def test_without_io_uring_engine_uring_is_refused(line: RelayLine, tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = line.relay.run(
+        *(sys.executable, "-c", WITHOUT_IO_URING, PROGRAM, "run", "--engine", "uring"),
+        *("--socket", str(tmp_path / "control.sock")),
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 71
+    last = done.stderr.strip().split("\n")[-1]
+    assert last.startswith("mcrelay: engine uring cannot run: io_uring is disabled"), done.stderr
+    assert "--engine reference" in last
+    assert not (tmp_path / "control.sock").exists()
+    assert time.monotonic() - started < 20
+    wait_until(lambda: not [p for p in line.relay.pids() if p != os.getpid()], 5, "workers are left")
