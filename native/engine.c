@@ -14,7 +14,8 @@ enum {
     SUBMISSIONS = 1024,  /* all sends, a receive and a cancel per interface, timer, command poll */
     COMPLETIONS = 8192,  /* a full pool and all sends; the kernel keeps what exceeds it aside */
     COMMANDS_MAX = 64,   /* outstanding; a table counts as one however many rules it has. Power of two */
-    STATISTICS_MS = 100, /* how often the sockets are asked for overruns while packets come */
+    PACKETS_PER_TURN = 64, /* of one interface, before the next one's turn */
+    STATISTICS_MS = 100,   /* how often the sockets are asked for overruns while packets come */
 };
 
 static_assert((int)SENDS_MAX + 2 * (int)TABLE_INTERFACES_MAX + 2 <= (int)SUBMISSIONS, "a turn's submissions fit");
@@ -69,10 +70,13 @@ struct engine {
     int answer_fd;
 
     /* The engine's thread. */
-    struct ingress *ingress[TABLE_INTERFACES_MAX];
+    struct ingress *ingress[TABLE_INTERFACES_MAX];  /* by slot */
+    struct ingress *attached[TABLE_INTERFACES_MAX]; /* the same without gaps */
+    unsigned attached_count;
+    unsigned turn;      /* index into attached of the interface whose turn it is */
+    unsigned turn_left; /* packets that it may still have */
     int egress[TABLE_INTERFACES_MAX]; /* -1: not attached */
     struct table *table;
-    unsigned next_ingress; /* where the round over the interfaces goes on */
     bool timer_armed;
     bool active; /* packets came since the timer last fired */
     bool commands_waiting;
@@ -223,19 +227,24 @@ static bool copy_current(struct engine *engine)
     return true;
 }
 
-/* The next packet of any interface, taking turns. */
+/* The next packet of any interface, taking turns: one that is flooded does not keep the others waiting. */
 static bool next_packet(struct engine *engine)
 {
-    for (unsigned tried = 0; tried < TABLE_INTERFACES_MAX; tried++) {
-        struct ingress *ingress = engine->ingress[engine->next_ingress];
+    /* Each interface once, and the first one again if only its turn was over. */
+    for (unsigned tried = 0; tried <= engine->attached_count; tried++) {
         struct frame frame;
         uint32_t slot;
 
-        if (ingress && ingress_next(ingress, &slot, &frame)) {
-            begin(engine, ingress, slot, &frame);
+        if (engine->turn >= engine->attached_count)
+            engine->turn = 0;
+        if (engine->turn_left && engine->attached_count &&
+            ingress_next(engine->attached[engine->turn], &slot, &frame)) {
+            engine->turn_left--;
+            begin(engine, engine->attached[engine->turn], slot, &frame);
             return true;
         }
-        engine->next_ingress = (engine->next_ingress + 1) % TABLE_INTERFACES_MAX;
+        engine->turn++;
+        engine->turn_left = PACKETS_PER_TURN;
     }
     return false;
 }
@@ -298,11 +307,10 @@ static void timer_fired(struct engine *engine)
 {
     engine->timer_armed = false;
     engine->active = false;
-    for (unsigned i = 0; i < TABLE_INTERFACES_MAX; i++)
-        if (engine->ingress[i]) {
-            engine->ingress[i]->failed = false;
-            count_overruns(engine, engine->ingress[i]);
-        }
+    for (unsigned i = 0; i < engine->attached_count; i++) {
+        engine->attached[i]->failed = false;
+        count_overruns(engine, engine->attached[i]);
+    }
 }
 
 static void answer(struct engine *engine, uint64_t ticket, int result, struct ingress *ingress, struct table *table)
@@ -317,38 +325,50 @@ static void answer(struct engine *engine, uint64_t ticket, int result, struct in
     (void)written; /* EAGAIN: the counter is full, so it is signalled */
 }
 
-/* An ingress leaves when its receive has ended, what it had taken is dealt with and every slot is back. */
-static void finish_detach(struct engine *engine, struct ingress *ingress)
+/* An ingress leaves when its receive has ended, what it had taken is dealt with and every slot is back. True if it has
+ * left. */
+static bool finish_detach(struct engine *engine, struct ingress *ingress)
 {
     if (ingress->armed || ingress->queue_count || ingress->pool.free != ingress->pool.size)
-        return;
+        return false;
     count_overruns(engine, ingress);
     ingress_unregister(ingress, &engine->ring);
     engine->ingress[ingress->interface] = NULL;
+    for (unsigned i = 0; i < engine->attached_count; i++)
+        if (engine->attached[i] == ingress) {
+            engine->attached[i] = engine->attached[--engine->attached_count];
+            break;
+        }
     if (ingress->detach_ticket)
         answer(engine, ingress->detach_ticket, 0, ingress, NULL);
     else
-        ingress_free(ingress); /* at the stop, when nobody is timed any more */
+        ingress_free(ingress); /* at the stop, when nobody waits for it */
+    return true;
 }
 
 static void upkeep(struct engine *engine)
 {
     uint64_t slots = 0, free = 0;
 
-    for (unsigned i = 0; i < TABLE_INTERFACES_MAX; i++) {
-        struct ingress *ingress = engine->ingress[i];
+    /* Backwards, since the one that is looked at may leave. */
+    for (unsigned i = engine->attached_count; i-- > 0;) {
+        struct ingress *ingress = engine->attached[i];
 
-        if (!ingress)
-            continue;
         ingress_publish(ingress);
-        if (ingress->failed)
-            engine->active = true; /* the timer lets it try again */
-        else if (!ingress->armed && !ingress->detaching && ingress->pool.free >= (ingress->pool.size + 3) / 4)
-            arm_receive(engine, ingress);
         slots += ingress->pool.size;
         free += ingress->pool.free;
-        if (ingress->detaching)
-            finish_detach(engine, ingress);
+        if (ingress->detaching) {
+            uint32_t size = ingress->pool.size;
+
+            if (finish_detach(engine, ingress)) {
+                slots -= size;
+                free -= size;
+            }
+        } else if (ingress->failed) {
+            engine->active = true; /* the timer lets it try again */
+        } else if (!ingress->armed && ingress->pool.free >= (ingress->pool.size + 3) / 4) {
+            arm_receive(engine, ingress);
+        }
     }
     count_set(&engine->counters->pool_slots, slots);
     count_set(&engine->counters->pool_free, free);
@@ -383,6 +403,7 @@ static void execute(struct engine *engine, struct command *command)
         result = engine->ingress[command->interface] ? -EEXIST : ingress_register(ingress, &engine->ring);
         if (!result) {
             engine->ingress[command->interface] = ingress;
+            engine->attached[engine->attached_count++] = ingress;
             ingress = NULL;
         }
         answer(engine, command->ticket, result, ingress, NULL);
@@ -409,9 +430,9 @@ static void execute(struct engine *engine, struct command *command)
     case STOP:
         engine->stopping = true;
         engine->stop_ticket = command->ticket;
-        for (unsigned i = 0; i < TABLE_INTERFACES_MAX; i++)
-            if (engine->ingress[i] && !engine->ingress[i]->detaching)
-                start_detach(engine, engine->ingress[i], 0);
+        for (unsigned i = 0; i < engine->attached_count; i++)
+            if (!engine->attached[i]->detaching)
+                start_detach(engine, engine->attached[i], 0);
         return;
     }
     answer(engine, command->ticket, result, NULL, NULL);
@@ -475,16 +496,6 @@ static void reap(struct engine *engine)
     io_uring_cq_advance(&engine->ring, seen);
 }
 
-static bool stopped(const struct engine *engine)
-{
-    if (!engine->stopping)
-        return false;
-    for (unsigned i = 0; i < TABLE_INTERFACES_MAX; i++)
-        if (engine->ingress[i])
-            return false;
-    return true;
-}
-
 int engine_run(struct engine *engine)
 {
     int error = io_uring_enable_rings(&engine->ring);
@@ -492,7 +503,7 @@ int engine_run(struct engine *engine)
     if (error < 0)
         return error;
     arm_command_poll(engine);
-    while (!stopped(engine)) {
+    while (!engine->stopping || engine->attached_count) {
         error = io_uring_submit_and_wait(&engine->ring, 1);
         /* EBUSY, EAGAIN: completions have to be taken first. */
         if (error < 0 && error != -EINTR && error != -EBUSY && error != -EAGAIN)
@@ -554,8 +565,8 @@ void engine_close(struct engine *engine)
         ingress_free(command->ingress);
         table_free(command->table);
     }
-    for (unsigned i = 0; i < TABLE_INTERFACES_MAX; i++)
-        ingress_free(engine->ingress[i]);
+    for (unsigned i = 0; i < engine->attached_count; i++)
+        ingress_free(engine->attached[i]);
     table_free(engine->table);
     free(engine);
 }

@@ -6,7 +6,6 @@ JSON document with the fields of mcrelay.messages. Errors are one line on standa
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -18,7 +17,8 @@ import click
 from mcrelay import __version__
 from mcrelay.client import DEFAULT_SOCKET, Client
 from mcrelay.errors import EXIT_CODES, Error, UsageError
-from mcrelay.messages import WORKERS_MAX, ProcessFacts, RuleFacts, Stats, to_json
+from mcrelay.limits import WORKERS_MAX
+from mcrelay.messages import ProcessFacts, RuleFacts, Stats, json_text, to_json
 
 WATCH_S: Final = 1.0
 
@@ -224,7 +224,7 @@ def _print_stats_json(reply: Stats, *, lines: bool) -> None:
     document = to_json(reply)
     for field in ("type", "id", "more"):
         document.pop(field, None)
-    click.echo(json.dumps(document, indent=None if lines else 2))
+    click.echo(json_text(document, indent=0 if lines else 2))
 
 
 def _print_stats(reply: Stats, since: tuple[Stats, float] | None) -> None:
@@ -334,7 +334,7 @@ def _print_json(value: object) -> None:
     if isinstance(document, dict):
         document.pop("type", None)
         document.pop("id", None)
-    click.echo(json.dumps(document, indent=2))
+    click.echo(json_text(document, indent=2))
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:

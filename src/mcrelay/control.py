@@ -22,6 +22,7 @@ from typing import Final, TypeVar
 from mcrelay import __version__, counters, worker
 from mcrelay.channel import Channel
 from mcrelay.errors import Busy, Error
+from mcrelay.limits import OUTPUTS_MAX, RULES_MAX
 from mcrelay.messages import (
     PROTOCOL,
     Add,
@@ -91,15 +92,15 @@ class FlowTable:
         """Every counter is free that no record uses."""
         rules = {record.counter for record in self.records.values()}
         outputs = {counter for record in self.records.values() for counter in record.output_counters}
-        self._free_rules = deque(n for n in range(counters.RULES_MAX) if n not in rules)
-        self._free_outputs = deque(n for n in range(counters.OUTPUTS_MAX) if n not in outputs)
+        self._free_rules = deque(n for n in range(RULES_MAX) if n not in rules)
+        self._free_outputs = deque(n for n in range(OUTPUTS_MAX) if n not in outputs)
 
     def reserve(self, rule: Rule) -> RuleRecord:
         """A record with counters of its own. Busy if there are too many rules."""
         if not self._free_rules or len(self._free_outputs) < len(rule.outputs):
             raise Busy(
                 f"{len(self.records)} rules are active, there is no room for more",
-                f"at most {counters.RULES_MAX} rules with {counters.OUTPUTS_MAX} outputs are possible",
+                f"at most {RULES_MAX} rules with {OUTPUTS_MAX} outputs are possible",
             )
         return RuleRecord(
             input=str(rule.input),

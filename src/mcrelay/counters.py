@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from mcrelay.limits import OUTPUTS_MAX, RULES_MAX
+
 DROP_REASONS: Final = (
     "none",
     "truncated",
@@ -36,8 +38,6 @@ REASON: Final = {name: number for number, name in enumerate(DROP_REASONS)}
 
 MAGIC: Final = 0x6D6372656C617931
 VERSION: Final = 1
-RULES_MAX: Final = 16384
-OUTPUTS_MAX: Final = 65536
 
 # In 64-bit words.
 RULE_WORDS: Final = 4

@@ -23,13 +23,11 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
-from mcrelay import counters
-from mcrelay.rules import OUTPUTS_MAX
+from mcrelay.limits import INTERFACES_MAX, OUTPUTS_MAX, RULE_OUTPUTS_MAX, RULES_MAX, WORKERS_MAX
 
 FRAME_MAX: Final = 1024 * 1024  # bytes of JSON
 HEADER: Final = struct.Struct(">I")
 RULES_PER_FRAME: Final = 500  # of a longer list; a frame of rules with up to 20 outputs stays below FRAME_MAX
-WORKERS_MAX: Final = 64
 
 ChannelName = Literal["supervisor_sock", "request_sock", "command_sock", "client"]
 Role = Literal["supervisor", "control", "data", "client"]
@@ -38,10 +36,10 @@ Direction = Literal["ingress", "egress"]
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Text = Annotated[str, msgspec.Meta(max_length=256)]
 LongText = Annotated[str, msgspec.Meta(max_length=4096)]
-Outputs = Annotated[tuple[Text, ...], msgspec.Meta(max_length=OUTPUTS_MAX)]
-RuleCounter = Annotated[int, msgspec.Meta(ge=0, lt=counters.RULES_MAX)]
-OutputCounter = Annotated[int, msgspec.Meta(ge=0, lt=counters.OUTPUTS_MAX)]
-Slot = Annotated[int, msgspec.Meta(ge=0, lt=64)]  # TABLE_INTERFACES_MAX
+Outputs = Annotated[tuple[Text, ...], msgspec.Meta(max_length=RULE_OUTPUTS_MAX)]
+RuleCounter = Annotated[int, msgspec.Meta(ge=0, lt=RULES_MAX)]
+OutputCounter = Annotated[int, msgspec.Meta(ge=0, lt=OUTPUTS_MAX)]
+Slot = Annotated[int, msgspec.Meta(ge=0, lt=INTERFACES_MAX)]
 Mtu = Annotated[int, msgspec.Meta(ge=68, le=65536)]
 Positive = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -65,7 +63,7 @@ class RuleRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outputs: Outputs
     name: Text | None
     counter: RuleCounter
-    output_counters: Annotated[tuple[OutputCounter, ...], msgspec.Meta(max_length=OUTPUTS_MAX)]
+    output_counters: Annotated[tuple[OutputCounter, ...], msgspec.Meta(max_length=RULE_OUTPUTS_MAX)]
 
 
 class ProcessFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -264,7 +262,7 @@ class Version(Message, frozen=True):
 class Add(Message, frozen=True):
     id: Id
     input: LongText
-    outputs: Annotated[tuple[LongText, ...], msgspec.Meta(max_length=OUTPUTS_MAX)]
+    outputs: Annotated[tuple[LongText, ...], msgspec.Meta(max_length=RULE_OUTPUTS_MAX)]
     name: LongText | None = None
 
 
@@ -442,6 +440,12 @@ def encode(message: Message) -> bytes:
 def to_json(value: Any) -> Any:
     """A message or part of one as plain JSON values."""
     return msgspec.to_builtins(value)
+
+
+def json_text(document: Any, *, indent: int) -> str:
+    """JSON for programs and people to read; indent 0 is one line."""
+    encoded = _encoder.encode(document)
+    return (msgspec.json.format(encoded, indent=indent) if indent else encoded).decode()
 
 
 class FrameReader:

@@ -23,11 +23,11 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 from mcrelay.errors import RuleError
+from mcrelay.limits import RULE_OUTPUTS_MAX
 from mcrelay.steering import steer
 
 Address = IPv4Address | IPv6Address
 
-OUTPUTS_MAX: Final = 1024  # TABLE_OUTPUTS_PER_RULE_MAX
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RULE_ID: Final = re.compile(r"[0-9a-f]{12}")
 # A kernel interface name (dev_valid_name: at most 15 bytes, no white space, no '/' or ':'), less the characters that
@@ -123,8 +123,8 @@ def parse_rule(input: str, outputs: Iterable[str], name: str | None = None) -> R
         parsed_outputs.append(output)
     if not parsed_outputs:
         raise RuleError(f"rule {input!r} has no output", f"give at least one: {OUTPUT_FORM}")
-    if len(parsed_outputs) > OUTPUTS_MAX:
-        raise RuleError(f"rule {input!r} has {len(parsed_outputs)} outputs", f"at most {OUTPUTS_MAX} are possible")
+    if len(parsed_outputs) > RULE_OUTPUTS_MAX:
+        raise RuleError(f"rule {input!r} has {len(parsed_outputs)} outputs", f"at most {RULE_OUTPUTS_MAX} are possible")
     return Rule(parsed_input, tuple(parsed_outputs), name)
 
 

@@ -15,15 +15,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from mcrelay.errors import RuleError
+from mcrelay.limits import INTERFACES_MAX
 from mcrelay.messages import Direction
 from mcrelay.net import sockets
 from mcrelay.net.interfaces import Interface
 from mcrelay.rules import Rule
-
-SLOTS_MAX: Final = 64  # TABLE_INTERFACES_MAX
 
 Need = tuple[str, Direction]  # interface name
 Group = tuple[str, IPv4Address]  # interface name
@@ -80,11 +79,11 @@ class Attachments:
 
     def _free_slot(self) -> int:
         used = {attachment.slot for attachment in self}
-        for slot in range(SLOTS_MAX):
+        for slot in range(INTERFACES_MAX):
             if slot not in used:
                 return slot
         raise RuleError(
-            f"{SLOTS_MAX} interfaces are in use already",
+            f"{INTERFACES_MAX} interfaces are in use already",
             "a daemon serves no more; run another one for the rest",
         )
 

@@ -1,0 +1,1 @@
+"""Measurements of mcrelay, over networks of the lab."""
