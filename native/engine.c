@@ -400,7 +400,9 @@ static void execute(struct engine *engine, struct command *command)
     switch (command->kind) {
     case ATTACH_INGRESS:
         ingress = command->ingress;
-        result = engine->ingress[command->interface] ? -EEXIST : ingress_register(ingress, &engine->ring);
+        result = engine->stopping                      ? -ECANCELED
+                 : engine->ingress[command->interface] ? -EEXIST
+                                                       : ingress_register(ingress, &engine->ring);
         if (!result) {
             engine->ingress[command->interface] = ingress;
             engine->attached[engine->attached_count++] = ingress;
@@ -428,6 +430,10 @@ static void execute(struct engine *engine, struct command *command)
         answer(engine, command->ticket, 0, NULL, old);
         return;
     case STOP:
+        if (engine->stopping) {
+            result = -EALREADY;
+            break;
+        }
         engine->stopping = true;
         engine->stop_ticket = command->ticket;
         for (unsigned i = 0; i < engine->attached_count; i++)

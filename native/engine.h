@@ -42,7 +42,8 @@ void engine_close(struct engine *engine);
  * changed: -EBUSY if too many answers are outstanding, -EINVAL for wrong arguments. */
 
 /* Receive IP packets from the packet socket `fd`, of at most `mtu` bytes, as those of interface slot `interface`. `slots`
- * is the number of receive slots, a power of two, or 0 for the default. Answer -EEXIST if the slot has an ingress. */
+ * is the number of receive slots, a power of two, or 0 for the default. Answer -EEXIST if the slot has an ingress,
+ * -ECANCELED behind a stop. */
 int64_t engine_attach_ingress(struct engine *engine, unsigned interface, int fd, uint32_t mtu, uint32_t slots);
 /* Answer -ENOENT if the slot has none. */
 int64_t engine_detach_ingress(struct engine *engine, unsigned interface);
@@ -51,6 +52,7 @@ int64_t engine_attach_egress(struct engine *engine, unsigned interface, int fd);
 int64_t engine_detach_egress(struct engine *engine, unsigned interface);
 /* Forward by these rules (table.h says how they are described) and no others. */
 int64_t engine_set_rules(struct engine *engine, const uint8_t *records, size_t length);
+/* Answer -EALREADY behind another stop. */
 int64_t engine_stop(struct engine *engine);
 
 /* Take the next answer; 1 if there was one, else 0. Drain after answer_fd became readable and was read. */

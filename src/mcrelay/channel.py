@@ -71,9 +71,9 @@ class Channel:
 
     def send(self, message: Message, descriptors: Sequence[int] = (), *, give: bool = False) -> None:
         """Queue a message. Busy if the other side does not read; ConnectionError if the channel is closed."""
-        if len(descriptors) != message.descriptors():
-            raise ValueError(f"{type(message).__name__} goes with {message.descriptors()} descriptors")
         try:
+            if len(descriptors) != message.descriptors():
+                raise ValueError(f"{type(message).__name__} goes with {message.descriptors()} descriptors")
             if not self._open:
                 raise ConnectionError(f"{self.name} is closed")
             frame = encode(message)
@@ -141,6 +141,7 @@ class Channel:
                 self._note(Malformed("frame", "the stream ended inside a frame"))
             self._break("the other side closed it")
             return
+        malformed_before = self.malformed
         for frame in self._reader.feed(data):
             if isinstance(frame, Malformed):
                 self._note(frame)
@@ -148,8 +149,15 @@ class Channel:
                 self._frame(frame)
             if not self._open:
                 return
-        if self._received and self._reader.between_frames:
-            self._note(Malformed("descriptors", f"{len(self._received)} came that no message accounts for"))
+        # Descriptors belong to the last frame that these bytes begin. They wait only for a message that may take them.
+        if self._received and (
+            self._reader.between_frames or self._reader.skipping or not self._codec.takes_descriptors
+        ):
+            if self.malformed == malformed_before:
+                self._note(Malformed("descriptors", f"{len(self._received)} came that no message accounts for"))
+            self._close_received()
+        elif len(self._received) > SCM_MAX_FD:
+            self._note(Malformed("descriptors", f"{len(self._received)} came for one message"))
             self._close_received()
 
     def _frame(self, body: bytes) -> None:
@@ -157,12 +165,10 @@ class Channel:
             message = self._codec.decode(body)
             wanted = message.descriptors()
             if wanted > len(self._received):
-                raise Malformed(
-                    "descriptors", f"{type(message).__name__} goes with {wanted}, {len(self._received)} came"
-                )
+                came = len(self._received)
+                self._close_received()
+                raise Malformed("descriptors", f"{type(message).__name__} goes with {wanted}, {came} came")
         except Malformed as error:
-            # What came beside a frame that is none of ours belongs to nobody.
-            self._close_received()
             self._note(error)
             return
         descriptors = [self._received.popleft() for _ in range(wanted)]
@@ -191,6 +197,8 @@ class Channel:
         self._close_received()
 
     def _break(self, reason: str) -> None:
+        if not self._open:
+            return
         self.close()
         self._closed(reason)
 

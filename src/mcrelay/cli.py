@@ -45,7 +45,7 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="mcrelay %(version)s")
 def cli() -> None:
     """Relay multicast (and send it on as unicast) between networks that ordinary multicast routing cannot connect.

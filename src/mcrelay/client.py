@@ -11,6 +11,7 @@ connection, is used by one thread at a time.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Sequence
@@ -144,13 +145,21 @@ class Client:
         return self._last_id
 
     def _ask(self, request: Message, expect: type[Reply]) -> Reply:
+        request_id = self._last_id
         try:
-            self._sock.sendall(encode(request))
-            reply = self._receive()
-        except TimeoutError:
-            raise Unavailable(f"the daemon at {self._path} does not answer", "its log says more") from None
+            frame = encode(request)
+        except UnicodeEncodeError as error:
+            raise Error(f"{error.object!r} is not UTF-8 text", "check how it was typed", code="usage") from None
         except ValueError as error:
             raise Error(str(error), "use fewer or shorter outputs", code="usage") from None
+        try:
+            with contextlib.suppress(BrokenPipeError):  # the daemon may have said why before it closed
+                self._sock.sendall(frame)
+            reply = self._receive()
+            while getattr(reply, "id", None) not in (request_id, None):
+                reply = self._receive()  # an answer that came too late for its request
+        except TimeoutError:
+            raise Unavailable(f"the daemon at {self._path} does not answer", "its log says more") from None
         except OSError as error:
             raise Unavailable(f"lost the daemon at {self._path}: {error.strerror}", "try again") from None
         if isinstance(reply, Failure):

@@ -15,6 +15,7 @@ import socket
 import stat
 import struct
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -64,8 +65,12 @@ class Listener:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._remove_stale()
             sock.bind(self.path)
-            os.chown(self.path, -1, self._gid)
-            os.chmod(self.path, 0o660)
+            with ExitStack() as undo:
+                undo.callback(os.unlink, self.path)
+                os.chown(self.path, -1, self._gid)
+                os.chmod(self.path, 0o660)
+                sock.listen(BACKLOG)
+                undo.pop_all()
         except OSError as error:
             sock.close()
             raise Error(
@@ -79,7 +84,6 @@ class Listener:
         finally:
             os.umask(mask)
             os.close(lock)
-        sock.listen(BACKLOG)
         sock.setblocking(False)
         return sock
 
@@ -124,13 +128,12 @@ class Listener:
 
     def close(self) -> None:
         self.shut()
-        self._sock.close()
-        try:
-            # Not one that a successor has put in our place.
+        # Unlinked while we still listen: until then a successor is refused, from then on the path is its own. What
+        # somebody else has put there stays; our inode's number is not given out again before the socket is closed.
+        with contextlib.suppress(FileNotFoundError):
             if os.stat(self.path).st_ino == self._inode:
                 os.unlink(self.path)
-        except FileNotFoundError:
-            pass
+        self._sock.close()
 
     def _accept(self, deliver: Callable[[int, int, int, int], None]) -> None:
         for _ in range(ACCEPTS_PER_TURN):

@@ -18,8 +18,8 @@ and so is a message that its sender may not send on that channel. Descriptors tr
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from typing import Annotated, Any, Final, Literal, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -27,7 +27,9 @@ from mcrelay.limits import INTERFACES_MAX, OUTPUTS_MAX, RULE_OUTPUTS_MAX, RULES_
 
 FRAME_MAX: Final = 1024 * 1024  # bytes of JSON
 HEADER: Final = struct.Struct(">I")
-RULES_PER_FRAME: Final = 500  # of a longer list; a frame of rules with up to 20 outputs stays below FRAME_MAX
+PIECE_MAX: Final = 768 * 1024  # bytes of rules in one frame of several, with room for what stands around them
+RECORD_BYTES: Final = 256  # of a rule's record without its outputs, at most
+OUTPUT_BYTES: Final = 64  # of an output's text and counter, at most
 
 ChannelName = Literal["supervisor_sock", "request_sock", "command_sock", "client"]
 Role = Literal["supervisor", "control", "data", "client"]
@@ -371,6 +373,10 @@ class Failure(Message, frozen=True):
     hint: LongText
 
 
+class _Nothing(msgspec.Struct, frozen=True, tag_field="type", tag="nothing"):
+    """Not a message, and permitted to nobody."""
+
+
 PROTOCOL: Final = 1
 
 # Who may say what where.
@@ -409,20 +415,24 @@ class Codec:
 
     def __init__(self, channel: ChannelName, sender: Role, receiver: Role) -> None:
         self.permitted = PERMITTED.get((channel, sender, receiver), ())
-        union: Any = None
+        # A union even of one: msgspec asks for the tag only where there is a choice.
+        union: Any = _Nothing
         for message in self.permitted:
-            union = message if union is None else union | message
+            union = union | message
         self._decoder = msgspec.json.Decoder(union) if self.permitted else None
         self._sender = sender
+        self.takes_descriptors = any(m.descriptors is not Message.descriptors for m in self.permitted)
 
     def decode(self, body: bytes | memoryview) -> Message:
         """One message, or Malformed."""
         if self._decoder is None:
             raise Malformed("decode", f"the {self._sender} may not send anything here")
         try:
-            message: Message = self._decoder.decode(body)
+            message: Message | _Nothing = self._decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Malformed("decode", str(error)) from None
+        if isinstance(message, _Nothing):
+            raise Malformed("decode", "nothing is no message")
         return message
 
 
@@ -458,7 +468,13 @@ class FrameReader:
 
     @property
     def between_frames(self) -> bool:
+        """Nothing of a frame has come yet, as far as is known."""
         return not self._buffer and not self._skip
+
+    @property
+    def skipping(self) -> bool:
+        """Inside a frame that is too long."""
+        return self._skip > 0
 
     def feed(self, data: bytes) -> Iterator[bytes | Malformed]:
         if self._skip:
@@ -481,11 +497,15 @@ class FrameReader:
             yield body
 
 
-Item = TypeVar("Item")
-
-
-def in_frames(items: list[Item]) -> Iterator[tuple[tuple[Item, ...], bool]]:
+def in_frames(records: Sequence[RuleRecord]) -> Iterator[tuple[tuple[RuleRecord, ...], bool]]:
     """Cut a list of rules into pieces that fit a frame: (piece, it is the last). An empty list is one empty piece."""
-    starts = range(0, max(1, len(items)), RULES_PER_FRAME)
-    for start in starts:
-        yield tuple(items[start : start + RULES_PER_FRAME]), start == starts[-1]
+    piece: list[RuleRecord] = []
+    size = 0
+    for record in records:
+        needed = RECORD_BYTES + OUTPUT_BYTES * len(record.outputs)
+        if piece and size + needed > PIECE_MAX:
+            yield tuple(piece), False
+            piece, size = [], 0
+        piece.append(record)
+        size += needed
+    yield tuple(piece), True

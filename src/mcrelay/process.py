@@ -59,7 +59,10 @@ def identity(user: str | None) -> Identity:
     """The workers' identity: `user` (a name), by default mcrelay if there is such a user, else nobody. A supervisor
     that is not root can only give them its own."""
     if os.geteuid() != 0:
-        own = pwd.getpwuid(os.geteuid()).pw_name
+        try:
+            own = pwd.getpwuid(os.geteuid()).pw_name
+        except KeyError:
+            own = str(os.geteuid())  # as in a container
         if user not in (None, own):
             raise UsageError(f"--user {user}: only root can run workers as somebody else", "leave --user out")
         return Identity(os.geteuid(), os.getegid(), own)

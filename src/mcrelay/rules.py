@@ -19,7 +19,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 from mcrelay.errors import RuleError
@@ -33,7 +33,6 @@ RULE_ID: Final = re.compile(r"[0-9a-f]{12}")
 # A kernel interface name (dev_valid_name: at most 15 bytes, no white space, no '/' or ':'), less the characters that
 # the text form itself uses.
 INTERFACE: Final = re.compile(r"[^\s/:%,@\x00-\x1f]{1,15}")
-ENDPOINT: Final = re.compile(r"(?P<address>\[[^\]]*\]|[^:\[\]]*)(?P<prefix>/[^:]*)?:(?P<port>[^:]*)")
 
 INPUT_FORM: Final = "ADDRESS:PORT%INTERFACE, for example 239.1.1.1:5000%eth0"
 OUTPUT_FORM: Final = "ADDRESS:PORT%INTERFACE[,ttl=N], for example 239.2.2.2:6000%eth1,ttl=8"
@@ -190,7 +189,7 @@ def _split_interface(text: str, what: str, form: str) -> tuple[str, str]:
     endpoint, percent, interface = text.rpartition("%")
     if not percent:
         raise RuleError(f"{what} names no interface", f"write {form}")
-    if not INTERFACE.fullmatch(interface) or interface in (".", ".."):
+    if not INTERFACE.fullmatch(interface) or len(interface.encode()) > 15 or interface in (".", ".."):
         raise RuleError(
             f"{what}: {interface!r} is not an interface name",
             "'ip -brief link' lists the interfaces of this host",
@@ -199,24 +198,36 @@ def _split_interface(text: str, what: str, form: str) -> tuple[str, str]:
 
 
 def _parse_endpoint(text: str, what: str, form: str) -> tuple[IPv4Address, int | None, str]:
-    match = ENDPOINT.fullmatch(text)
-    if not match:
-        if text.count(":") > 1:
-            raise RuleError(f"{what}: IPv6 is not supported yet", "use IPv4 addresses")
+    host, colon, port = text.rpartition(":")
+    if _is_ipv6(text):
+        raise RuleError(f"{what}: IPv6 is not supported yet", "use IPv4 addresses")
+    if not colon or text.endswith("]"):
         raise RuleError(f"{what} has no port", f"write {form}")
-    address = _parse_address(match["address"], what)
+    address_text, slash, prefix_text = host.partition("/")
+    address = _parse_address(address_text, what)
     prefix: int | None = None
-    if match["prefix"]:
-        prefix = _parse_number(match["prefix"][1:])
+    if slash:
+        prefix = _parse_number(prefix_text)
         if prefix is None or prefix > 32:
-            raise RuleError(f"{what}: prefix {match['prefix']!r} is not possible", "use /0 to /32")
-    return address, prefix, match["port"]
+            raise RuleError(f"{what}: prefix {slash + prefix_text!r} is not possible", "use /0 to /32")
+    return address, prefix, port
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ip_address(_unbracketed(text)).version == 6
+    except ValueError:
+        return False
+
+
+def _unbracketed(text: str) -> str:
+    return text[1:-1] if text.startswith("[") and text.endswith("]") else text
 
 
 def _parse_address(text: str, what: str) -> IPv4Address:
     try:
-        address = ip_address(text.strip("[]"))
-    except (AddressValueError, ValueError):
+        address = ip_address(_unbracketed(text))
+    except ValueError:
         raise RuleError(f"{what}: {text!r} is not an IP address", "write it in full, for example 239.1.1.1") from None
     if isinstance(address, IPv6Address):
         raise RuleError(f"{what}: IPv6 is not supported yet", "use IPv4 addresses")

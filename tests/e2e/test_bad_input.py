@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import socket
@@ -181,8 +183,8 @@ def test_slow_and_silent_clients_delay_nobody(daemon: Daemon) -> None:
         sock.sendall(frame(b'{"type":"ping","id":1}')[: half % 20])  # never the whole
     greedy = connect(daemon)
     greedy.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        while True:  # asks and never reads
+    with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+        for _ in range(10_000):  # asks and never reads
             greedy.sendall(frame(b'{"type":"get_stats","id":1}') * 100)
     daemon.run("add", "239.1.1.1:5000%in0", "239.2.2.2:6000%out0", "--name", "feed")
     daemon.run("ping")
@@ -283,7 +285,6 @@ def _channels(pid: int) -> list[int]:
 @pytest.fixture
 def borrow() -> Callable[[int, int], socket.socket]:
     """A duplicate of another process's descriptor (pidfd_getfd(2))."""
-    import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
 

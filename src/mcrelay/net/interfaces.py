@@ -14,6 +14,7 @@ from mcrelay.errors import RuleError
 
 AF_INET: Final = 2
 IFF_UP: Final = 1
+NAMES_SHOWN: Final = 20  # to somebody who mistyped one
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,11 @@ def find(interfaces: dict[str, Interface], name: str, what: str) -> Interface:
     """The interface, or RuleError with those that there are."""
     interface = interfaces.get(name)
     if interface is None:
-        raise RuleError(f"{what}: there is no interface {name!r}", f"this host has {', '.join(sorted(interfaces))}")
+        names = sorted(interfaces)
+        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+        raise RuleError(
+            f"{what}: there is no interface {name!r}", f"this host has {', '.join(names[:NAMES_SHOWN])}{more}"
+        )
     return interface
 
 
