@@ -1,0 +1,431 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * test_engine_commands.c: an engine's life, seen from the command side: each accepted command has one answer, takes
+ * effect between packets, and neither it nor the engine's end loses a packet or forgets to count one. rig.h draws the
+ * wiring.
+ */
+#include "traffic.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+enum {
+    OUTSTANDING_MAX = 64,
+    RULE_CHANGES = 1000,
+    COPY_CHANGES = 50,
+    PACKETS_BEFORE_CHANGE_MAX = 100,
+    ROUNDS = 30,
+    PER_ROUND = 100,
+};
+
+static int64_t attach(struct rig *rig, unsigned interface)
+{
+    return engine_attach_ingress(rig->engine, interface, rig->ingress[0], RIG_MTU, 4);
+}
+
+static int64_t set_rules(struct rig *rig, const struct description *rules)
+{
+    return engine_set_rules(rig->engine, rules->bytes, rules->length);
+}
+
+static void test_answers(void)
+{
+    struct rig rig;
+
+    check_case("answers");
+    rig_open(&rig);
+    rig_run(&rig);
+    for (unsigned round = 0; round < 3; round++) { /* nothing is left behind that a second time would meet */
+        CHECK_EQUAL(rig_answer(&rig, engine_detach_ingress(rig.engine, 63)), -ENOENT);
+        CHECK_EQUAL(rig_answer(&rig, engine_detach_egress(rig.engine, 63)), -ENOENT);
+        CHECK_EQUAL(rig_answer(&rig, attach(&rig, 63)), 0);
+        CHECK_EQUAL(rig_answer(&rig, attach(&rig, 63)), -EEXIST);
+        CHECK_EQUAL(rig_answer(&rig, engine_attach_egress(rig.engine, 63, rig.egress)), 0);
+        CHECK_EQUAL(rig_answer(&rig, engine_attach_egress(rig.engine, 63, rig.egress)), 0);
+        CHECK_EQUAL(rig_answer(&rig, engine_detach_egress(rig.engine, 63)), 0);
+        CHECK_EQUAL(rig_answer(&rig, engine_detach_ingress(rig.engine, 63)), 0);
+    }
+    CHECK_EQUAL(rig_answer(&rig, engine_set_rules(rig.engine, NULL, 0)), 0);
+    rig_close(&rig);
+}
+
+static void expect_slots(const struct rig *rig, uint64_t slots)
+{
+    /* Written behind the answer, at the end of a turn. */
+    for (unsigned waited_ms = 0; waited_ms < 2000; waited_ms++) {
+        if (rig->page->pool_slots == slots && rig->page->pool_free == slots)
+            break;
+        poll(NULL, 0, 1);
+    }
+    CHECK_EQUAL(rig->page->pool_slots, slots);
+    CHECK_EQUAL(rig->page->pool_free, slots);
+}
+
+/* The page says how many slots the attached interfaces have: none, once the only one is detached. */
+static void test_slots_counted(void)
+{
+    struct rig rig;
+
+    check_case("slots counted");
+    rig_open(&rig);
+    rig_run(&rig);
+    rig_attach(&rig, 0, 8);
+    expect_slots(&rig, 8);
+    rig_attach(&rig, 1, 2);
+    expect_slots(&rig, 10);
+    CHECK_EQUAL(rig_answer(&rig, engine_detach_ingress(rig.engine, 0)), 0);
+    expect_slots(&rig, 2);
+    CHECK_EQUAL(rig_answer(&rig, engine_detach_ingress(rig.engine, 1)), 0);
+    expect_slots(&rig, 0);
+    rig_close(&rig);
+}
+
+/* With nothing to do the engine sleeps; after a packet its timer lets it turn twice more. */
+static void test_idle(void)
+{
+    uint64_t before;
+    struct rig rig;
+
+    check_case("idle");
+    rig_open(&rig);
+    rig_run(&rig);
+    rig_attach(&rig, 0, 4);
+    rig_send(&rig, 0, 64, (const uint8_t *)"one", 3);
+    rig_wait_received(&rig, 1);
+    before = rig.page->batches;
+    poll(NULL, 0, 300); /* longer only means more chances to fail */
+    CHECK(rig.page->batches - before < 10);
+    rig_close(&rig);
+}
+
+static void test_arguments(void)
+{
+    struct description rules = {0};
+    struct rig rig;
+
+    check_case("arguments");
+    rig_open(&rig);
+    CHECK_EQUAL(attach(&rig, 64), -EINVAL);
+    CHECK_EQUAL(attach(&rig, 256), -EINVAL); /* 0, if it were cut to 8 bits too early */
+    CHECK_EQUAL(engine_attach_ingress(rig.engine, 0, -1, RIG_MTU, 4), -EINVAL);
+    CHECK_EQUAL(engine_attach_ingress(rig.engine, 0, rig.ingress[0], 67, 4), -EINVAL);
+    CHECK_EQUAL(engine_attach_ingress(rig.engine, 0, rig.ingress[0], RIG_MTU, 3), -EINVAL);
+    CHECK_EQUAL(engine_detach_ingress(rig.engine, 64), -EINVAL);
+    CHECK_EQUAL(engine_attach_egress(rig.engine, 64, rig.egress), -EINVAL);
+    CHECK_EQUAL(engine_attach_egress(rig.engine, 0, -1), -EINVAL);
+    CHECK_EQUAL(engine_detach_egress(rig.engine, 64), -EINVAL);
+    rig_describe(&rig, &rules, 1, 0);
+    CHECK_EQUAL(engine_set_rules(rig.engine, rules.bytes, rules.length - 1), -EINVAL);
+    description_free(&rules);
+    rig_run(&rig);
+    CHECK(!rig_take_answers(&rig));
+    CHECK_EQUAL(rig_answer(&rig, engine_detach_egress(rig.engine, 0)), -ENOENT); /* the first one taken */
+    CHECK(rig.answered[1]);
+    rig_close(&rig);
+}
+
+static void test_busy(void)
+{
+    struct engine_answer answer;
+    struct description rules = {0};
+    struct rig rig;
+
+    check_case("too many commands");
+    rig_open(&rig);
+    rig_describe(&rig, &rules, 1, 0);
+    for (unsigned round = 0; round < 3; round++) {
+        int64_t first = set_rules(&rig, &rules);
+
+        CHECK(first > 0);
+        for (unsigned i = 1; i < OUTSTANDING_MAX; i++)
+            CHECK_EQUAL(set_rules(&rig, &rules), first + i);
+        if (round == 0) { /* not running: nothing can be answered meanwhile */
+            CHECK_EQUAL(set_rules(&rig, &rules), -EBUSY);
+            CHECK_EQUAL(attach(&rig, 0), -EBUSY);
+            CHECK_EQUAL(engine_detach_ingress(rig.engine, 0), -EBUSY);
+            CHECK_EQUAL(engine_attach_egress(rig.engine, 0, rig.egress), -EBUSY);
+            CHECK_EQUAL(engine_detach_egress(rig.engine, 0), -EBUSY);
+            CHECK_EQUAL(engine_stop(rig.engine), -EBUSY);
+            CHECK(!engine_answer(rig.engine, &answer));
+            rig_run(&rig);
+        }
+        CHECK_EQUAL(rig_answer(&rig, first + OUTSTANDING_MAX - 1), 0);
+        for (unsigned i = 0; i < OUTSTANDING_MAX; i++) /* in order, so all are there with the last */
+            CHECK(rig.answered[first + i]);
+    }
+    description_free(&rules);
+    rig_close(&rig);
+}
+
+/* Two rule sets by turns while packets flow: each packet goes by one of them, whole. */
+static void test_rules_during_traffic(uint32_t slots)
+{
+    struct description sets[2] = {{0}, {0}}, both = {0};
+    int64_t tickets[OUTSTANDING_MAX];
+    unsigned changed = 0, answered = 0;
+    struct traffic traffic;
+    struct rig rig;
+
+    check_case("rules changed during traffic, %u slots", slots);
+    rig_open(&rig);
+    rig_run(&rig);
+    rig_attach(&rig, 0, slots);
+    for (unsigned set = 0; set < 2; set++) {
+        description_rule(&sets[set], RIG_GROUP, RIG_PORT, 0, 2, set);
+        for (unsigned i = 2 * set; i < 2 * set + 2; i++)
+            description_output(&sets[set], RIG_LOOPBACK, rig.ports[i], 0, 0, i);
+        description_append(&both, sets[set].bytes, sets[set].length);
+    }
+    CHECK_EQUAL(rig_answer(&rig, set_rules(&rig, &sets[1])), 0);
+    traffic_open(&traffic, 100000, 0x3, 0xc);
+    traffic_run(&rig, &traffic, 100);
+    while (answered < RULE_CHANGES) {
+        for (; changed < RULE_CHANGES && changed - answered < 4; changed++) {
+            tickets[changed % OUTSTANDING_MAX] = set_rules(&rig, &sets[changed % 2]);
+            CHECK(tickets[changed % OUTSTANDING_MAX] > 0);
+        }
+        /* At least one packet for each change, so that the packets cannot all pass before or behind the changes. */
+        traffic_run(&rig, &traffic, traffic.done + 1);
+        rig_take_answers(&rig);
+        for (; answered < changed && rig.answered[tickets[answered % OUTSTANDING_MAX]]; answered++)
+            CHECK_EQUAL(rig.results[tickets[answered % OUTSTANDING_MAX]], 0);
+    }
+    CHECK(traffic.sent + 100 < traffic.count);
+    CHECK_EQUAL(rig_answer(&rig, set_rules(&rig, &sets[0])), 0);
+    traffic.count = traffic.sent + 100;
+    traffic_run(&rig, &traffic, traffic.count);
+    rig_wait_received(&rig, traffic.count);
+    CHECK_EQUAL(rig.page->rules[0].forwarded + rig.page->rules[1].forwarded, traffic.count);
+    CHECK(rig.page->rules[0].forwarded >= 100 && rig.page->rules[1].forwarded >= 100);
+    rig_check_counters(&rig, &both);
+    traffic_close(&rig, &traffic);
+    for (unsigned set = 0; set < 2; set++)
+        description_free(&sets[set]);
+    description_free(&both);
+    rig_close(&rig);
+}
+
+/* Packets whose copies do not fit into one turn, without a pause: a command waits for the copies of the packet that is
+ * under way, whose rule it may take away, and for no other packet. */
+static void test_rules_between_packets(void)
+{
+    struct description sets[2] = {{0}, {0}}, both = {0};
+    struct rig rig;
+
+    check_case("rules changed between packets of many copies");
+    rig_open(&rig);
+    rig_run(&rig);
+    for (unsigned set = 0; set < 2; set++) {
+        description_rule(&sets[set], RIG_GROUP, RIG_PORT, 0, TABLE_OUTPUTS_PER_RULE_MAX, set);
+        for (unsigned i = 0; i < TABLE_OUTPUTS_PER_RULE_MAX; i++)
+            description_output(&sets[set], RIG_LOOPBACK, rig.ports[2 + set], 0, 0, set * TABLE_OUTPUTS_PER_RULE_MAX + i);
+        description_append(&both, sets[set].bytes, sets[set].length);
+    }
+    CHECK_EQUAL(rig_answer(&rig, set_rules(&rig, &sets[0])), 0);
+    rig_attach(&rig, 0, 16);
+    for (unsigned change = 1; change <= COPY_CHANGES; change++) {
+        uint64_t before = rig.page->received;
+        int64_t ticket = set_rules(&rig, &sets[change % 2]);
+
+        CHECK(ticket > 0);
+        while (!rig.answered[ticket]) {
+            CHECK(rig.page->received - before < PACKETS_BEFORE_CHANGE_MAX);
+            rig_flood(&rig);
+            rig_take_answers(&rig);
+        }
+        CHECK_EQUAL(rig.results[ticket], 0);
+    }
+    rig_stop(&rig);
+    rig_check_counters(&rig, &both);
+    CHECK_EQUAL(rig.page->forwarded, rig.page->received);
+    CHECK_EQUAL(rig.page->copies, rig.page->received * TABLE_OUTPUTS_PER_RULE_MAX);
+    for (unsigned set = 0; set < 2; set++)
+        description_free(&sets[set]);
+    description_free(&both);
+    rig_close(&rig);
+}
+
+/* What a detached ingress had not taken waits in the socket; what it had taken is forwarded before the answer. */
+static void test_detach_during_traffic(void)
+{
+    struct description rules = {0};
+    struct traffic traffic;
+    struct rig rig;
+
+    check_case("detach during traffic");
+    rig_open(&rig);
+    rig_run(&rig);
+    rig_attach(&rig, 0, 1);
+    rig_describe(&rig, &rules, 2, 0);
+    rig_set_rules(&rig, &rules);
+    traffic_open(&traffic, ROUNDS * PER_ROUND, 0x3, 0);
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        int64_t ticket;
+
+        traffic_run(&rig, &traffic, (round + 1) * PER_ROUND - 50);
+        ticket = engine_detach_ingress(rig.engine, 0);
+        CHECK_EQUAL(rig_answer(&rig, engine_detach_ingress(rig.engine, 0)), -ENOENT); /* on its way out, or gone */
+        CHECK_EQUAL(rig_answer(&rig, ticket), 0);
+        CHECK_EQUAL(rig.page->received, rig.page->forwarded);
+        traffic_take(&rig, &traffic);
+        CHECK_EQUAL(traffic.done, rig.page->forwarded);
+        rig_attach(&rig, 0, 1u << round % 12);
+    }
+    traffic_run(&rig, &traffic, traffic.count);
+    traffic_close(&rig, &traffic);
+    rig_close(&rig);
+}
+
+/* Stopped under load again and again, each time followed by a new engine on the same sockets and page. */
+static void test_successors(void)
+{
+    struct description rules = {0};
+    struct traffic traffic;
+    struct rig rig;
+
+    rig_open(&rig);
+    traffic_open(&traffic, ROUNDS * PER_ROUND, 0x3, 0);
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        int64_t ticket;
+
+        check_case("engine number %u", round);
+        if (round)
+            rig_replace_engine(&rig);
+        rig_run(&rig);
+        rig_describe(&rig, &rules, 2, 0);
+        rig_set_rules(&rig, &rules);
+        rig_attach(&rig, 0, 1u << round % 12);
+        traffic_run(&rig, &traffic, (round + 1) * PER_ROUND - 50);
+        ticket = engine_stop(rig.engine);
+        while (!rig.answered[ticket]) { /* packets go on coming */
+            if (!traffic_step(&rig, &traffic))
+                traffic_wait(&rig, &traffic);
+            rig_take_answers(&rig);
+        }
+        rig_join(&rig);
+        traffic_take(&rig, &traffic);
+        CHECK_EQUAL(rig.page->received, rig.page->forwarded);
+        CHECK_EQUAL(traffic.done, rig.page->forwarded);
+        CHECK(traffic.sent >= rig.page->received);
+    }
+    check_case("the last engine");
+    rig_replace_engine(&rig);
+    rig_run(&rig);
+    rig_describe(&rig, &rules, 2, 0);
+    rig_set_rules(&rig, &rules);
+    rig_attach(&rig, 0, 4);
+    traffic_run(&rig, &traffic, traffic.count);
+    rig_stop(&rig);
+    traffic_close(&rig, &traffic);
+    CHECK_EQUAL(rig.page->received, ROUNDS * PER_ROUND);
+    rig_close(&rig);
+}
+
+/* Closed without a run, with commands taken; then with answers and late commands that nobody deals with. What they hold
+ * is freed, which a leak checker sees. */
+static void test_close(void)
+{
+    struct description rules = {0};
+    struct rig rig;
+
+    check_case("close without run");
+    rig_open(&rig);
+    rig_replace_engine(&rig);
+    rig_describe(&rig, &rules, 3, 0);
+    CHECK(set_rules(&rig, &rules) > 0);
+    CHECK(attach(&rig, 0) > 0);
+    CHECK(engine_stop(rig.engine) > 0);
+    CHECK(set_rules(&rig, &rules) > 0);
+    rig_replace_engine(&rig);
+
+    check_case("close with answers not taken");
+    rig_run(&rig);
+    CHECK(set_rules(&rig, &rules) > 0);
+    CHECK(set_rules(&rig, &rules) > 0);
+    CHECK(attach(&rig, 0) > 0);
+    CHECK(attach(&rig, 0) > 0);
+    CHECK(engine_stop(rig.engine) > 0);
+    rig_join(&rig);
+    CHECK(set_rules(&rig, &rules) > 0);
+    CHECK(attach(&rig, 1) > 0);
+    description_free(&rules);
+    rig_close(&rig);
+}
+
+/* Commands are taken before the engine runs, the stop among them; what is on its way out has its answer all the same. */
+static void test_stop_before_run(void)
+{
+    struct rig rig;
+
+    check_case("stop before run");
+    rig_open(&rig);
+    CHECK_EQUAL(attach(&rig, 0), 1);
+    CHECK_EQUAL(attach(&rig, 1), 2);
+    CHECK_EQUAL(engine_detach_ingress(rig.engine, 0), 3);
+    CHECK_EQUAL(engine_stop(rig.engine), 4);
+    rig_run(&rig);
+    rig_join(&rig);
+    rig_take_answers(&rig);
+    for (unsigned ticket = 1; ticket <= 4; ticket++) {
+        CHECK(rig.answered[ticket]);
+        CHECK_EQUAL(rig.results[ticket], 0);
+    }
+    rig_close(&rig);
+}
+
+/* Whoever stops twice gets two answers. */
+static void test_stop_twice(void)
+{
+    struct rig rig;
+
+    check_case("stop twice");
+    rig_open(&rig);
+    CHECK_EQUAL(attach(&rig, 0), 1);
+    CHECK_EQUAL(engine_stop(rig.engine), 2);
+    CHECK_EQUAL(engine_stop(rig.engine), 3);
+    rig_run(&rig);
+    rig_join(&rig);
+    rig_take_answers(&rig);
+    CHECK(rig.answered[1] && rig.answered[2] && rig.answered[3]);
+    CHECK_EQUAL(rig.results[2], 0);
+    CHECK_EQUAL(rig.results[3], -EALREADY);
+    rig_close(&rig);
+}
+
+/* An ingress that arrives behind the stop does not keep the engine running. */
+static void test_attach_behind_stop(void)
+{
+    struct rig rig;
+
+    check_case("attach behind stop");
+    rig_open(&rig);
+    CHECK_EQUAL(engine_stop(rig.engine), 1);
+    CHECK_EQUAL(attach(&rig, 0), 2);
+    rig_run(&rig);
+    rig_join(&rig);
+    rig_take_answers(&rig);
+    CHECK(rig.answered[1] && rig.answered[2]);
+    CHECK_EQUAL(rig.results[1], 0);
+    CHECK_EQUAL(rig.results[2], -ECANCELED);
+    rig_close(&rig);
+}
+
+int main(void)
+{
+    test_answers();
+    test_idle();
+    test_arguments();
+    test_busy();
+    test_rules_during_traffic(4);
+    test_rules_during_traffic(0);
+    test_rules_between_packets();
+    test_detach_during_traffic();
+    test_successors();
+    test_close();
+    test_stop_before_run();
+    test_slots_counted();
+    test_stop_twice();
+    test_attach_behind_stop();
+    return 0;
+}

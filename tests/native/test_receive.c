@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * test_receive.c: what an ingress makes of a filled slot's metadata. The kernel's part is played here: a slot is
+ * written as io_uring_prep_recvmsg_multishot(3) says, a completion names it. So the link-layer facts that only a
+ * privileged packet socket would deliver are tested without one.
+ */
+#include "receive.h"
+
+#include "check.h"
+
+#include <errno.h>
+#include <linux/if_packet.h>
+#include <sys/mman.h>
+
+enum { MTU = 1500, SLOTS = 4, FRAME = 60 };
+
+static struct ingress *ingress;
+static struct counters_page *page;
+
+static size_t head_room(void)
+{
+    return sizeof(struct io_uring_recvmsg_out) + ingress->shape.msg_namelen + ingress->shape.msg_controllen;
+}
+
+static uint8_t *slot_memory(uint32_t slot)
+{
+    return ingress->memory + slot * ingress->slot_size;
+}
+
+static void complete(uint32_t slot, int result, bool more)
+{
+    struct io_uring_cqe cqe = {
+        .res = result,
+        .flags = slot << IORING_CQE_BUFFER_SHIFT | IORING_CQE_F_BUFFER | (more ? IORING_CQE_F_MORE : 0),
+    };
+
+    ingress_complete(ingress, &cqe, page);
+}
+
+/* What the kernel writes for one packet. */
+static const struct metadata_case {
+    const char *name;
+    uint32_t flags;
+    uint8_t packet_type;
+    uint32_t status; /* of the control message */
+    int level, type;
+    bool no_name, no_control;
+    enum drop_reason expected;
+    bool expected_vouched;
+} cases[] = {
+    {.name = "multicast", .packet_type = PACKET_MULTICAST, .status = TP_STATUS_USER},
+    {.name = "for this host", .packet_type = PACKET_HOST, .status = TP_STATUS_USER},
+    {.name = "checksum seen to", .packet_type = PACKET_MULTICAST, .status = TP_STATUS_CSUM_VALID,
+     .expected_vouched = true},
+    {.name = "checksum not filled in yet", .packet_type = PACKET_HOST, .status = TP_STATUS_CSUMNOTREADY,
+     .expected_vouched = true},
+    {.name = "for another host", .packet_type = PACKET_OTHERHOST, .status = TP_STATUS_USER,
+     .expected = DROP_OTHER_HOST},
+    {.name = "tagged", .packet_type = PACKET_MULTICAST, .status = TP_STATUS_VLAN_VALID, .expected = DROP_VLAN_TAGGED},
+    {.name = "cut off", .packet_type = PACKET_MULTICAST, .flags = MSG_TRUNC, .expected = DROP_OVERSIZE},
+    {.name = "no metadata", .no_name = true, .no_control = true},
+    {.name = "another host's type without a name", .packet_type = PACKET_OTHERHOST, .no_name = true},
+    {.name = "control message of another level", .packet_type = PACKET_HOST, .level = SOL_SOCKET,
+     .status = TP_STATUS_CSUM_VALID | TP_STATUS_VLAN_VALID},
+    {.name = "control message of another type", .packet_type = PACKET_HOST, .type = PACKET_STATISTICS,
+     .status = TP_STATUS_CSUM_VALID | TP_STATUS_VLAN_VALID},
+};
+
+static void test_metadata(const struct metadata_case *c, uint32_t slot)
+{
+    uint8_t *memory = slot_memory(slot);
+    struct io_uring_recvmsg_out out = {.flags = c->flags, .payloadlen = FRAME};
+    struct sockaddr_ll link = {.sll_family = AF_PACKET, .sll_pkttype = c->packet_type, .sll_halen = 6};
+    struct cmsghdr control = {.cmsg_level = c->level ? c->level : SOL_PACKET,
+                              .cmsg_type = c->type ? c->type : PACKET_AUXDATA,
+                              .cmsg_len = CMSG_LEN(sizeof(struct tpacket_auxdata))};
+    struct tpacket_auxdata auxiliary = {.tp_status = c->status};
+    struct frame frame;
+    uint32_t taken;
+
+    check_case("%s", c->name);
+    out.namelen = c->no_name ? 0 : sizeof(link);
+    out.controllen = c->no_control ? 0 : (uint32_t)CMSG_SPACE(sizeof(auxiliary));
+    memset(memory, 0xa5, ingress->slot_size); /* whatever was there before */
+    memcpy(memory, &out, sizeof(out));
+    memcpy(memory + sizeof(out), &link, sizeof(link));
+    if (!c->no_control) {
+        memcpy(memory + sizeof(out) + ingress->shape.msg_namelen, &control, sizeof(control));
+        memcpy(memory + sizeof(out) + ingress->shape.msg_namelen + CMSG_LEN(0), &auxiliary, sizeof(auxiliary));
+    }
+    complete(slot, (int)head_room() + FRAME, true);
+    CHECK(ingress_next(ingress, &taken, &frame));
+    CHECK_EQUAL(taken, slot);
+    CHECK(frame.data == memory + head_room());
+    CHECK_EQUAL(frame.length, FRAME);
+    CHECK_EQUAL(frame.reason, c->expected);
+    CHECK_EQUAL(frame.checksum_vouched, c->expected_vouched);
+    CHECK(!ingress_next(ingress, &taken, &frame));
+    CHECK(pool_release(&ingress->pool, slot));
+    ingress_return(ingress, slot);
+    ingress_publish(ingress);
+}
+
+/* A completion that cannot hold a packet is a truncated frame and gives its slot back like any other. */
+static void test_short_completions(void)
+{
+    const int results[] = {-EFAULT, 0, 1, (int)head_room() - 1};
+
+    for (size_t i = 0; i < sizeof(results) / sizeof(results[0]); i++) {
+        struct frame frame;
+        uint32_t slot;
+
+        check_case("completion with result %d", results[i]);
+        complete(0, results[i], true);
+        CHECK(ingress_next(ingress, &slot, &frame));
+        CHECK_EQUAL(frame.reason, DROP_TRUNCATED);
+        CHECK(pool_release(&ingress->pool, slot));
+    }
+}
+
+/* Slots are handed on in the order of their completions, which need not be that of their numbers. */
+static void test_order(void)
+{
+    const uint32_t order[SLOTS] = {2, 0, 3, 1};
+
+    check_case("order");
+    memset(ingress->memory, 0, ingress->memory_size);
+    for (unsigned round = 0; round < 5; round++) { /* the queue's ends wrap at different places */
+        struct frame frame;
+        uint32_t slot;
+
+        for (unsigned i = 0; i < SLOTS - round % 2; i++)
+            complete(order[i], (int)head_room() + (int)i, true);
+        CHECK_EQUAL(ingress->pool.free, round % 2);
+        for (unsigned i = 0; i < SLOTS - round % 2; i++) {
+            CHECK(ingress_next(ingress, &slot, &frame));
+            CHECK_EQUAL(slot, order[i]);
+            CHECK_EQUAL(frame.length, i);
+            CHECK(pool_release(&ingress->pool, slot));
+        }
+        CHECK(!ingress_next(ingress, &slot, &frame));
+    }
+}
+
+static void test_ends(void)
+{
+    struct io_uring_cqe cqe = {.res = -ENOBUFS};
+    uint64_t exhausted = page->pool_exhausted;
+    struct frame frame;
+    uint32_t slot;
+
+    check_case("out of slots");
+    ingress->armed = true;
+    ingress_complete(ingress, &cqe, page);
+    CHECK(!ingress->armed && !ingress->failed);
+    CHECK_EQUAL(page->pool_exhausted, exhausted + 1);
+    check_case("cancelled");
+    cqe.res = -ECANCELED;
+    ingress->armed = true;
+    ingress_complete(ingress, &cqe, page);
+    CHECK(!ingress->armed && !ingress->failed);
+    check_case("interface down");
+    cqe.res = -ENETDOWN;
+    ingress->armed = true;
+    ingress_complete(ingress, &cqe, page);
+    CHECK(!ingress->armed && ingress->failed);
+    check_case("last completion with a packet");
+    ingress->armed = true;
+    complete(1, (int)head_room(), false);
+    CHECK(!ingress->armed && !ingress->failed);
+    CHECK(ingress_next(ingress, &slot, &frame));
+    CHECK(pool_release(&ingress->pool, slot));
+    CHECK(!ingress_next(ingress, &slot, &frame));
+}
+
+static void refuse(const char *name, unsigned interface, int fd, uint32_t mtu, uint32_t slots)
+{
+    struct ingress *refused = NULL;
+
+    check_case("%s", name);
+    CHECK_EQUAL(ingress_new(&refused, (uint8_t)interface, fd, mtu, slots), -EINVAL);
+    CHECK(!refused);
+}
+
+static void test_sizes(void)
+{
+    refuse("interface out of range", 64, 0, MTU, SLOTS);
+    refuse("no descriptor", 0, -1, MTU, SLOTS);
+    refuse("MTU too small", 0, 0, 67, SLOTS);
+    refuse("MTU too large", 0, 0, 65537, SLOTS);
+    refuse("slots not a power of two", 0, 0, MTU, 3);
+    refuse("too many slots", 0, 0, MTU, 4096);
+    for (uint32_t mtu = 68; mtu <= 65536; mtu = mtu < 65536 && mtu * 2 > 65536 ? 65536 : mtu * 2) {
+        struct ingress *any;
+
+        check_case("default slots for an MTU of %u", mtu);
+        CHECK_EQUAL(ingress_new(&any, 63, 0, mtu, 0), 0);
+        CHECK(any->pool.size > 0 && (any->pool.size & (any->pool.size - 1)) == 0);
+        CHECK(any->memory_size <= 16 * 1024 * 1024);
+        CHECK(any->slot_size >= head_room() + mtu);
+        ingress_free(any);
+    }
+    ingress_free(NULL);
+}
+
+static size_t pages_mapped(void)
+{
+    FILE *file = fopen("/proc/self/statm", "r");
+    size_t pages;
+
+    CHECK(file);
+    CHECK_EQUAL(fscanf(file, "%zu", &pages), 1);
+    fclose(file);
+    return pages;
+}
+
+/* The slots are mapped, not allocated: a leak checker does not miss them, the process's size tells. */
+static void test_unmapped(void)
+{
+    const size_t tolerated = 1024; /* 4 MiB; every round maps about 8 */
+    struct ingress *any;
+    size_t before;
+
+    check_case("what was mapped is unmapped");
+    before = pages_mapped();
+    for (unsigned round = 0; round < 100; round++) {
+        CHECK_EQUAL(ingress_new(&any, 1, 0, 65536, 128), 0);
+        ingress_free(any);
+    }
+    CHECK(pages_mapped() <= before + tolerated);
+}
+
+int main(void)
+{
+    page = mmap(NULL, sizeof(*page), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(page != MAP_FAILED);
+    CHECK_EQUAL(ingress_new(&ingress, 5, 0, MTU, SLOTS), 0);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+        test_metadata(&cases[i], (uint32_t)(i % SLOTS));
+    test_short_completions();
+    test_order();
+    test_ends();
+    test_sizes();
+    test_unmapped();
+    ingress_free(ingress);
+    munmap(page, sizeof(*page));
+    return 0;
+}
