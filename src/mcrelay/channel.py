@@ -131,48 +131,57 @@ class Channel:
         except OSError as error:
             self._break(f"cannot receive: {error.strerror}")
             return
+        arrived = array.array("i")
         for level, kind, payload in control:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                rights = array.array("i")
-                rights.frombytes(payload[: len(payload) - len(payload) % rights.itemsize])
-                self._received.extend(rights)
+                arrived.frombytes(payload[: len(payload) - len(payload) % arrived.itemsize])
         if not data:
             if not self._reader.between_frames:
                 self._note(Malformed("frame", "the stream ended inside a frame"))
             self._break("the other side closed it")
             return
-        malformed_before = self.malformed
-        for frame in self._reader.feed(data):
-            if isinstance(frame, Malformed):
-                self._note(frame)
-            else:
-                self._frame(frame)
+        frames: list[bytes | Malformed | None] = list(self._reader.feed(data))
+        if self._reader.unfinished or not frames:
+            frames.append(None)
+        # What arrived came with the last frame that these bytes begin.
+        *earlier, last = frames
+        for frame in earlier:
+            self._take(frame)
             if not self._open:
+                _close(arrived)
                 return
-        # Descriptors belong to the last frame that these bytes begin. They wait only for a message that may take them.
-        if self._received and (
-            self._reader.between_frames or self._reader.skipping or not self._codec.takes_descriptors
-        ):
-            if self.malformed == malformed_before:
-                self._note(Malformed("descriptors", f"{len(self._received)} came that no message accounts for"))
+        self._received.extend(arrived)
+        self._take(last)
+
+    def _take(self, frame: bytes | Malformed | None) -> None:
+        """One frame, None if it is not complete, with the descriptors beside it; those that are not a message's are
+        closed."""
+        if frame is None:
+            room = SCM_MAX_FD if self._codec.takes_descriptors and not self._reader.skipping else 0
+            if len(self._received) <= room:
+                return  # its message may account for them
+        elif isinstance(frame, Malformed):
+            self._note(frame)
             self._close_received()
-        elif len(self._received) > SCM_MAX_FD:
-            self._note(Malformed("descriptors", f"{len(self._received)} came for one message"))
+            return
+        elif not self._frame(frame):
+            self._close_received()
+            return
+        if self._received:
+            self._note(Malformed("descriptors", f"{len(self._received)} came that no message accounts for"))
             self._close_received()
 
-    def _frame(self, body: bytes) -> None:
+    def _frame(self, body: bytes) -> bool:
         try:
             message = self._codec.decode(body)
-            wanted = message.descriptors()
-            if wanted > len(self._received):
-                came = len(self._received)
-                self._close_received()
+            wanted, came = message.descriptors(), len(self._received)
+            if came < wanted:
                 raise Malformed("descriptors", f"{type(message).__name__} goes with {wanted}, {came} came")
         except Malformed as error:
             self._note(error)
-            return
-        descriptors = [self._received.popleft() for _ in range(wanted)]
-        self._deliver(message, descriptors)
+            return False
+        self._deliver(message, [self._received.popleft() for _ in range(wanted)])
+        return True
 
     def _note(self, error: Malformed) -> None:
         self.malformed += 1

@@ -39,9 +39,6 @@ def main() -> NoReturn:
         sys.exit(EXIT_CODES["usage"])
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     sys.exit(0)
 
 

@@ -159,6 +159,7 @@ class Client:
             while getattr(reply, "id", None) not in (request_id, None):
                 reply = self._receive()  # an answer that came too late for its request
         except TimeoutError:
+            self.close()  # half a frame may be under way
             raise Unavailable(f"the daemon at {self._path} does not answer", "its log says more") from None
         except OSError as error:
             raise Unavailable(f"lost the daemon at {self._path}: {error.strerror}", "try again") from None

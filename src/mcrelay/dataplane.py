@@ -99,7 +99,8 @@ class DataPlane:
         self._page.initialise()
         self._sockets: dict[tuple[int, Direction], int] = {}
         self._entries: dict[str, Entry] = {}  # rule id -> compiled
-        self._incoming: list[RuleRecord] = []  # of an unfinished SyncRules
+        self._incoming: list[RuleRecord] = []  # of an unfinished SyncRules, and its ticket
+        self._incoming_ticket = 0
         self._answers: dict[int, Callable[[int], None]] = {}
         self._loop = asyncio.get_running_loop()
         self._requests = Channel(
@@ -197,6 +198,9 @@ class DataPlane:
         self._acknowledge(ticket, os.strerror(error) if error else None)
 
     def _sync(self, message: SyncRules) -> None:
+        if message.ticket != self._incoming_ticket:
+            self._incoming.clear()  # the rest of the last one never came
+            self._incoming_ticket = message.ticket
         self._incoming.extend(message.rules)
         if not message.complete:
             return

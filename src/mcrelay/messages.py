@@ -264,7 +264,7 @@ class Version(Message, frozen=True):
 class Add(Message, frozen=True):
     id: Id
     input: LongText
-    outputs: Annotated[tuple[LongText, ...], msgspec.Meta(max_length=RULE_OUTPUTS_MAX)]
+    outputs: Annotated[tuple[LongText, ...], msgspec.Meta(max_length=4 * RULE_OUTPUTS_MAX)]  # parse_rule says why not
     name: LongText | None = None
 
 
@@ -470,6 +470,11 @@ class FrameReader:
     def between_frames(self) -> bool:
         """Nothing of a frame has come yet, as far as is known."""
         return not self._buffer and not self._skip
+
+    @property
+    def unfinished(self) -> bool:
+        """A part of a frame is there that will be delivered."""
+        return bool(self._buffer)
 
     @property
     def skipping(self) -> bool:

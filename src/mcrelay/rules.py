@@ -32,7 +32,7 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RULE_ID: Final = re.compile(r"[0-9a-f]{12}")
 # A kernel interface name (dev_valid_name: at most 15 bytes, no white space, no '/' or ':'), less the characters that
 # the text form itself uses.
-INTERFACE: Final = re.compile(r"[^\s/:%,@\x00-\x1f]{1,15}")
+INTERFACE: Final = re.compile(r"[^\s/:%,@\x00-\x1f\ud800-\udfff]{1,15}")
 
 INPUT_FORM: Final = "ADDRESS:PORT%INTERFACE, for example 239.1.1.1:5000%eth0"
 OUTPUT_FORM: Final = "ADDRESS:PORT%INTERFACE[,ttl=N], for example 239.2.2.2:6000%eth1,ttl=8"
@@ -102,28 +102,25 @@ def parse_rule(input: str, outputs: Iterable[str], name: str | None = None) -> R
     if name is not None:
         check_name(name)
     parsed_input = parse_input(input)
-    parsed_outputs: list[Output] = []
-    for text in outputs:
-        output = parse_output(text)
-        if (output.address, output.port, output.interface) == (
-            parsed_input.group,
-            parsed_input.port,
-            parsed_input.interface,
-        ):
-            raise RuleError(
-                f"output {text!r} is where the input comes from: the relay would feed itself",
-                "send to another group, port or interface",
-            )
-        if any(
-            (output.address, output.port, output.interface) == (other.address, other.port, other.interface)
-            for other in parsed_outputs
-        ):
-            raise RuleError(f"output {text!r} is given twice", "name each output once; receivers would get duplicates")
-        parsed_outputs.append(output)
-    if not parsed_outputs:
+    texts = tuple(outputs)
+    if not texts:
         raise RuleError(f"rule {input!r} has no output", f"give at least one: {OUTPUT_FORM}")
-    if len(parsed_outputs) > RULE_OUTPUTS_MAX:
-        raise RuleError(f"rule {input!r} has {len(parsed_outputs)} outputs", f"at most {RULE_OUTPUTS_MAX} are possible")
+    if len(texts) > RULE_OUTPUTS_MAX:
+        raise RuleError(f"rule {input!r} has {len(texts)} outputs", f"at most {RULE_OUTPUTS_MAX} are possible")
+    parsed_outputs: list[Output] = []
+    taken = {(parsed_input.group, parsed_input.port, parsed_input.interface)}
+    for text in texts:
+        output = parse_output(text)
+        target = (output.address, output.port, output.interface)
+        if target in taken:
+            if not any(target == (other.address, other.port, other.interface) for other in parsed_outputs):
+                raise RuleError(
+                    f"output {text!r} is where the input comes from: the relay would feed itself",
+                    "send to another group, port or interface",
+                )
+            raise RuleError(f"output {text!r} is given twice", "name each output once; receivers would get duplicates")
+        taken.add(target)
+        parsed_outputs.append(output)
     return Rule(parsed_input, tuple(parsed_outputs), name)
 
 

@@ -361,6 +361,30 @@ def test_descriptors_arrive_with_their_message_in_their_order() -> None:
     run(test())
 
 
+@pytest.mark.parametrize("give", [True, False])
+def test_descriptors_go_with_the_first_part_of_a_large_message_alone(give: bool) -> None:
+    async def test() -> None:
+        one, two = socket.socketpair()
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        supervisor = End(one, Codec("supervisor_sock", "control", "supervisor"))
+        control = End(two, Codec("supervisor_sock", "supervisor", "control"))
+        large = msgspec.structs.replace(START, version="x" * 500_000)
+        lent = [memory(b"%d" % n) for n in range(3)]
+        supervisor.channel.send(large, lent, give=give)
+        assert not supervisor.channel.drained  # a part has gone
+        await until(lambda: control.messages or control.malformed)
+        assert control.messages == [large]
+        assert [content(descriptor) for descriptor in control.descriptors] == [b"0", b"1", b"2"]
+        await turn()
+        assert not control.malformed
+        for descriptor in [] if give else lent:
+            os.close(descriptor)
+        supervisor.close()
+        control.close()
+
+    run(test())
+
+
 @settings(max_examples=25)
 @given(
     st.lists(
@@ -392,6 +416,7 @@ def test_descriptors_keep_to_their_messages_whatever_is_between(kinds: list[tupl
         await until(lambda: len(control.messages) == len(sent))
         assert control.messages == sent
         assert [content(descriptor) for descriptor in control.descriptors] == [b"%d" % n for n in range(number)]
+        assert not control.malformed
         for descriptor in [] if give else lent:
             os.close(descriptor)
         supervisor.close()
@@ -641,22 +666,48 @@ def test_a_message_that_lacks_its_descriptors_does_not_take_the_next_ones() -> N
     run(test())
 
 
-def test_descriptors_beside_an_unfinished_frame_do_not_pile_up() -> None:
-    """A client may send descriptors with every byte. None of its messages takes one, so none is kept: else it would
-    use up the process's descriptors, and with them everybody's."""
+@pytest.mark.parametrize(
+    ("codec", "announced"),
+    [
+        # None of a client's messages takes a descriptor.
+        (Codec("client", "client", "control"), 1000),
+        (Codec("client", "client", "control"), FRAME_MAX + 1),
+        (Codec("supervisor_sock", "supervisor", "control"), FRAME_MAX + 1),
+    ],
+    ids=["of a client", "oversized of a client", "oversized"],
+)
+def test_descriptors_beside_an_unfinished_frame_do_not_pile_up(codec: Codec, announced: int) -> None:
+    """They may come with every byte, and would use up the process's descriptors, and with them everybody's."""
 
     async def test() -> None:
-        async with raw(Codec("client", "client", "control")) as (sock, control):
+        async with raw(codec) as (sock, control):
             before = len(open_descriptors())
             most = 0
             with pipe() as (reading, _writing):
-                send_raw(sock, HEADER.pack(1000))
+                send_raw(sock, HEADER.pack(announced))
                 for _ in range(20):
                     send_raw(sock, b"x", [reading] * 20)
                     await turn()
                     most = max(most, len(open_descriptors()) - before - 2)
             assert most <= 20
-            assert set(control.stages) == {"descriptors"}
+            assert "descriptors" in control.stages
+
+    run(test())
+
+
+def test_descriptors_beside_a_message_that_takes_some_are_bounded() -> None:
+    async def test() -> None:
+        async with raw() as (sock, control):
+            before = len(open_descriptors())
+            most = 0
+            with pipe() as (reading, _writing):
+                send_raw(sock, encode(CLIENT)[:1])
+                for byte in encode(CLIENT)[1:-1]:
+                    send_raw(sock, bytes([byte]), [reading] * 100)
+                    await turn()
+                    most = max(most, len(open_descriptors()) - before - 2)
+            assert most <= 2 * SCM_MAX_FD
+            assert "descriptors" in control.stages
 
     run(test())
 

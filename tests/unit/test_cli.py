@@ -23,10 +23,10 @@ from pathlib import Path
 
 import pytest
 
-from mcrelay import __version__
+from mcrelay import __version__, service
 from mcrelay.cli import cli
 from mcrelay.client import DEFAULT_SOCKET, Client
-from mcrelay.errors import EXIT_CODES, Busy, Error, NotPermitted, Unavailable
+from mcrelay.errors import EXIT_CODES, Busy, Error, NotPermitted, Unavailable, UsageError
 from mcrelay.messages import (
     FRAME_MAX,
     HEADER,
@@ -238,9 +238,8 @@ def test_every_command_has_its_help_tested() -> None:
 
 
 @pytest.mark.parametrize("command", HELP)
-@pytest.mark.parametrize("option", ["--help", "-h"])
-def test_help_shows_how_it_is_used(command: str, option: str) -> None:
-    result = mcrelay(command, option)
+def test_help_shows_how_it_is_used(command: str) -> None:
+    result = mcrelay(command, "--help")
     assert result.returncode == 0
     assert result.stderr == ""
     assert result.stdout.startswith(f"Usage: mcrelay {command} ")
@@ -250,7 +249,7 @@ def test_help_shows_how_it_is_used(command: str, option: str) -> None:
 
 
 def test_help_of_the_program_shows_the_commands() -> None:
-    result = mcrelay("--help")
+    result = mcrelay("-h")
     assert result.returncode == 0
     assert "mcrelay add 239.1.1.1:5000%eth0 239.2.2.2:6000%eth1,ttl=8" in result.stdout
     for command in HELP:
@@ -278,35 +277,37 @@ def check_does_not_start(directory: Path, exit_code: int, arguments: Sequence[ob
 CORES = sorted(os.sched_getaffinity(0))
 
 
+REFUSED_CORES = [
+    *(
+        (["--cores", text], [f"--cores {text!r} is not a list of cores", "for example, 0,2-3"])
+        for text in ("", "x", "1-", "-1", "0,,1", "0,", "1-0", "0x1", " 0", "4096", "0-99999999999", "\u0661", "0-1-2")
+    ),
+    (["--cores", f"{CORES[0]},{CORES[0]}"], ["names a core twice", "one worker per core"]),
+    (["--cores", "4095"], ["--cores 4095: core 4095 is not there", f"use some of {CORES[0]}"]),
+    (["--cores", f"{CORES[0]}", "--workers", "2"], [f"--workers 2 and --cores {CORES[0]} disagree", "one of them"]),
+    *(
+        (["--workers", f"{number}"], [f"--workers {number}", f"a number from 1 to {len(CORES)}"])
+        for number in (0, -1, len(CORES) + 1, 10**20)
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), REFUSED_CORES)
+def test_cores_that_cannot_be_are_refused_before_anything_is_done(
+    arguments: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "run", None)
+    with pytest.raises(UsageError) as refusal:
+        cli.main(["run", *arguments], standalone_mode=False)
+    assert all(word in str(refusal.value) for word in words)
+
+
 @needs_root
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        *(
-            (["--cores", text], [f"--cores {text!r} is not a list of cores", "for example, 0,2-3"])
-            for text in (
-                "",
-                "x",
-                "1-",
-                "-1",
-                "0,,1",
-                "0,",
-                "1-0",
-                "0x1",
-                " 0",
-                "4096",
-                "0-99999999999",
-                "\u0661",
-                "0-1-2",
-            )
-        ),
-        (["--cores", f"{CORES[0]},{CORES[0]}"], ["names a core twice", "one worker per core"]),
-        (["--cores", "4095"], ["--cores 4095: core 4095 is not there", f"use some of {CORES[0]}"]),
-        (["--cores", CORES[0], "--workers", 2], [f"--workers 2 and --cores {CORES[0]} disagree", "one of them"]),
-        *(
-            (["--workers", number], [f"--workers {number}", f"a number from 1 to {len(CORES)}"])
-            for number in (0, -1, len(CORES) + 1, 10**20)
-        ),
+        REFUSED_CORES[0],
+        REFUSED_CORES[-1],
         (["--user", "root"], ["--user root: workers do not run as root", "unprivileged"]),
         (["--user", "nobody-of-that-name"], ["--user nobody-of-that-name: there is no such user", "getent passwd"]),
         (["--socket", "relative"], ["--socket 'relative' is not possible", "an absolute path"]),
