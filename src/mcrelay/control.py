@@ -80,6 +80,27 @@ class Unanswered(Busy):
     """Whether it happened is not known."""
 
 
+class FreeNumbers:
+    """The numbers below `limit` that are not in use; those that were never used, without a list of them."""
+
+    def __init__(self, limit: int, used: set[int]) -> None:
+        self._fresh = max(used, default=-1) + 1
+        self._limit = limit
+        self._returned = deque(n for n in range(self._fresh) if n not in used)
+
+    def __len__(self) -> int:
+        return len(self._returned) + self._limit - self._fresh
+
+    def take(self) -> int:
+        if self._returned:
+            return self._returned.popleft()
+        self._fresh += 1
+        return self._fresh - 1
+
+    def give_back(self, number: int) -> None:
+        self._returned.append(number)
+
+
 @dataclass
 class FlowTable:
     """Active rules, each with its record, and the counters that no rule uses."""
@@ -90,14 +111,13 @@ class FlowTable:
 
     def __post_init__(self) -> None:
         """Every counter is free that no record uses."""
-        rules = {record.counter for record in self.records.values()}
-        outputs = {counter for record in self.records.values() for counter in record.output_counters}
-        self._free_rules = deque(n for n in range(RULES_MAX) if n not in rules)
-        self._free_outputs = deque(n for n in range(OUTPUTS_MAX) if n not in outputs)
+        records = self.records.values()
+        self._rule_counters = FreeNumbers(RULES_MAX, {record.counter for record in records})
+        self._output_counters = FreeNumbers(OUTPUTS_MAX, {n for record in records for n in record.output_counters})
 
     def reserve(self, rule: Rule) -> RuleRecord:
         """A record with counters of its own. Busy if there are too many rules."""
-        if not self._free_rules or len(self._free_outputs) < len(rule.outputs):
+        if not len(self._rule_counters) or len(self._output_counters) < len(rule.outputs):
             raise Busy(
                 f"{len(self.records)} rules are active, there is no room for more",
                 f"at most {RULES_MAX} rules with {OUTPUTS_MAX} outputs are possible",
@@ -106,13 +126,14 @@ class FlowTable:
             input=str(rule.input),
             outputs=tuple(map(str, rule.outputs)),
             name=rule.name,
-            counter=self._free_rules.popleft(),
-            output_counters=tuple(self._free_outputs.popleft() for _ in rule.outputs),
+            counter=self._rule_counters.take(),
+            output_counters=tuple(self._output_counters.take() for _ in rule.outputs),
         )
 
     def free(self, record: RuleRecord) -> None:
-        self._free_rules.append(record.counter)
-        self._free_outputs.extend(record.output_counters)
+        self._rule_counters.give_back(record.counter)
+        for counter in record.output_counters:
+            self._output_counters.give_back(counter)
 
     def put(self, record: RuleRecord) -> None:
         rule = parse_rule(record.input, record.outputs, record.name)

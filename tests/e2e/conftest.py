@@ -1,6 +1,6 @@
 """Fixtures of the end-to-end tests: the whole daemon between real networks.
 
-Every daemon runs with --debug, where asyncio reports whatever blocks an event loop for 100 ms; none may be reported.
+Every daemon runs with --debug, where asyncio reports what blocks an event loop (worker.SLOW_CALLBACK_S). None may be.
 """
 
 from __future__ import annotations
