@@ -38,7 +38,7 @@ setup: $(VENV)/.develop $(VENV)/.installed
 # meson and ninja are found on PATH.
 $(VENV)/.installed: $(VENV)/.tools $(SOURCES)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install -q --no-build-isolation --no-deps --force-reinstall \
-	    -Cbuild-dir=build/wheel .
+	    --config-settings=build-dir=build/wheel .
 	@touch $@
 
 $(VENV)/.tools: pyproject.toml packaging/install-requirements packaging/dependencies

@@ -18,6 +18,7 @@ import asyncio
 import logging
 import os
 import socket
+import stat
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -212,6 +213,12 @@ class Channel:
         self._closed(reason)
 
     def _close_received(self) -> None:
+        for descriptor in self._received:
+            # A socket that lingers would make close(2) wait for its peer, as long as its sender chose.
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                sock = socket.socket(fileno=descriptor)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
+                sock.detach()
         _close(self._received)
         self._received.clear()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ from mcrelay.messages import (
     ChannelName,
     Codec,
     Failed,
+    Malformed,
     Message,
     ProcessFacts,
     Ready,
@@ -36,6 +38,8 @@ log = logging.getLogger(__name__)
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MAX_S: Final = 30.0
 STABLE_S: Final = 10.0  # a life of this length forgives those before it
+EXIT_GRACE_S: Final = 0.5  # for a worker whose channel is closed to be gone
+MALFORMED_MAX: Final = 64  # frames of one life on one channel: a worker that has gone mad is ended
 ACKNOWLEDGE_S: Final = 2.0  # after which a data plane is taken for stuck
 
 MODULES: Final = {"control": "mcrelay.control", "data": "mcrelay.dataplane"}
@@ -116,11 +120,22 @@ class Child:
             Codec(name, self.role, "supervisor"),
             self._received,
             self._channel_closed,
+            on_malformed=functools.partial(self._count_malformed, name),
         )
 
     def _channel_closed(self, reason: str) -> None:
-        # A worker that lost a channel cannot be steered any more. If it is exiting, that is why, and nothing is lost.
-        self.kill()
+        # A worker that lost a channel cannot be steered any more. Mostly it is exiting, which is why: let it.
+        self._loop.call_later(EXIT_GRACE_S, self._kill_life, self.restarts)
+
+    def _kill_life(self, life: int) -> None:
+        if life == self.restarts:
+            self.kill()
+
+    def _count_malformed(self, channel: ChannelName, error: Malformed) -> None:
+        if self._channels[channel].malformed >= MALFORMED_MAX:
+            log.error("%s sent %d malformed frames: restarting it", self.name, MALFORMED_MAX)
+            self._channels[channel].close()
+            self.kill()
 
     def _exited(self) -> None:
         info = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
@@ -140,7 +155,7 @@ class Child:
         how = (
             f"exited with {info.si_status}"
             if info.si_code == os.CLD_EXITED
-            else f"was ended by {signal.Signals(info.si_status).name}"
+            else f"was ended by signal {info.si_status} ({signal.strsignal(info.si_status) or 'unknown'})"
         )
         log.info("%s (pid %s) %s after %.1f s", self.name, self.pid, how, lived_s)
         self.state = "waiting"

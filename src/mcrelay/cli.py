@@ -37,6 +37,9 @@ def main() -> NoReturn:
     except click.ClickException as error:
         click.echo(f"mcrelay: {error.format_message()}", err=True)
         sys.exit(EXIT_CODES["usage"])
+    except OSError as error:  # of printing: everything else has become an Error
+        click.echo(f"mcrelay: cannot write the output: {error.strerror}", err=True)
+        sys.exit(EXIT_CODES["io"])
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     sys.exit(0)

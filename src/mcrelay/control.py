@@ -34,7 +34,6 @@ from mcrelay.messages import (
     Failure,
     GetProcesses,
     GetStats,
-    GetSummary,
     GetVersion,
     GetWorkers,
     ListRules,
@@ -56,7 +55,6 @@ from mcrelay.messages import (
     Shutdown,
     Start,
     Stats,
-    Summary,
     Version,
     Workers,
     WorkerStats,
@@ -235,7 +233,7 @@ class ControlPlane:
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked: dict[int, asyncio.Future[Message]] = {}
         self._last_id = 0
-        self._ready = False  # the first snapshot is complete
+        self._in_snapshot = False
         self._recorded = asyncio.Condition()
         self._requests = Channel(
             "request_sock",
@@ -283,15 +281,16 @@ class ControlPlane:
     def _record(self, message: RecordRules) -> None:
         if message.snapshot:
             self._table = FlowTable()
+            self._in_snapshot = True
         for rule_id in message.removed:
             self._table.take(rule_id)
         for record in message.added:
             self._table.put(record)
         if message.complete:
-            if not self._ready:
+            if self._in_snapshot:
                 # What a former life of ours has given out is known now.
                 self._table = FlowTable(self._table.rules, self._table.records)
-                self._ready = True
+                self._in_snapshot = False
             self._table.generation = message.generation
             self.keep(asyncio.get_running_loop().create_task(self._notify_recorded()))
 
@@ -305,8 +304,14 @@ class ControlPlane:
                 future = self._asked.pop(message.id, None)
                 if future and not future.done():
                     future.set_result(message)
-            case GetSummary():
-                self._requests.send(self._summary(message.id))
+            case ListRules() | GetStats():
+                self.keep(asyncio.get_running_loop().create_task(self._serve_supervisor(message)))
+
+    async def _serve_supervisor(self, message: Message) -> None:
+        try:
+            self._requests.send(await self.serve(message))
+        except (Error, ConnectionError) as error:
+            log.warning("cannot answer the supervisor's %s: %s", type(message).__name__, error)
 
     async def _ask(self, make: Callable[[int], Message], expect: type[Reply]) -> Reply:
         """Ask the supervisor. The Error of a refusal; Unanswered if it does not answer."""
@@ -424,16 +429,6 @@ class ControlPlane:
             for reason, n in page_dropped.items():
                 dropped[reason] = dropped.get(reason, 0) + n
         return OutputStats(output=text, packets=packets, bytes=size, dropped=dropped)
-
-    def _summary(self, request_id: int) -> Summary:
-        totals = [page.totals() for page in self._pages]
-        return Summary(
-            id=request_id,
-            rules=len(self._table.rules),
-            received=sum(t["received"] for t in totals),
-            forwarded=sum(t["forwarded"] for t in totals),
-            dropped=sum(sum(page.dropped().values()) for page in self._pages),
-        )
 
 
 def _map_page(fd: int) -> counters.Page:

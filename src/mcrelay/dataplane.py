@@ -235,6 +235,7 @@ class DataPlane:
             message.ticket,
             functools.partial(detach, message.slot),
             lambda error: self._close_socket(message.slot, message.direction),
+            accept=errno.ENOENT,  # what is not attached needs no detaching
         )
 
     def _close_socket(self, slot: int, direction: Direction) -> None:
@@ -242,10 +243,12 @@ class DataPlane:
         if fd is not None:
             os.close(fd)
 
-    def _execute(self, ticket: int, step: Callable[[], int], done: Callable[[int], None]) -> None:
-        """Hand a step to the engine; when it has answered, call done(error or 0) and acknowledge."""
+    def _execute(self, ticket: int, step: Callable[[], int], done: Callable[[int], None], *, accept: int = 0) -> None:
+        """Hand a step to the engine; when it has answered, call done(error or 0) and acknowledge. The error `accept` is
+        none."""
 
         def answered(error: int) -> None:
+            error = 0 if error == accept else error
             done(error)
             self._answered(ticket, error)
 

@@ -15,6 +15,7 @@ EXIT_CODES: Final = {
     "internal": 70,  # EX_SOFTWARE: our mistake
     "system": 71,  # EX_OSERR: the kernel cannot or will not
     "cannot_create": 73,  # EX_CANTCREAT: the socket is in use or cannot be made
+    "io": 74,  # EX_IOERR: the output could not be written
     "busy": 75,  # EX_TEMPFAIL: try again
     "protocol": 76,  # EX_PROTOCOL: the other side is not mcrelay, or another version
     "not_permitted": 77,  # EX_NOPERM

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import fcntl
 import logging
 import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,6 +33,8 @@ GROUP: Final = "mcrelay"
 BACKLOG: Final = 1024  # clients that wait while the control plane is replaced
 PATH_MAX: Final = 107  # bytes, unix(7)
 ACCEPTS_PER_TURN: Final = 16
+ACCEPT_AGAIN_S: Final = 1.0
+LOCK_S: Final = 3.0
 CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 
@@ -59,16 +63,15 @@ class Listener:
                 code="cannot_create",
             ) from None
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        mask = os.umask(0o177)
+        mask = os.umask(0o117)  # 0660 from the first moment
         try:
             # Two daemons that start at once must not both find the path unused.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _lock(lock)
             self._remove_stale()
             sock.bind(self.path)
             with ExitStack() as undo:
                 undo.callback(os.unlink, self.path)
-                os.chown(self.path, -1, self._gid)
-                os.chmod(self.path, 0o660)
+                os.chown(self.path, -1, self._gid, follow_symlinks=False)
                 sock.listen(BACKLOG)
                 undo.pop_all()
         except OSError as error:
@@ -142,7 +145,10 @@ class Listener:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
-                log.warning("cannot accept a client: %s", error.strerror)
+                # Out of descriptors, say: the client stays in the backlog, and we do not spin over it.
+                log.warning("cannot accept a client: %s; trying again in %.0f s", error.strerror, ACCEPT_AGAIN_S)
+                self.shut()
+                asyncio.get_running_loop().call_later(ACCEPT_AGAIN_S, self.open, deliver)
                 return
             try:
                 pid, uid, gid = self._check(client)
@@ -166,6 +172,19 @@ class Listener:
             f"user {uid} (process {pid}) may not use {self.path}",
             f"become root or a member of group {self._gid}",
         )
+
+
+def _lock(descriptor: int) -> None:
+    """Take the lock, but do not wait for ever: anybody who may read the directory may hold it."""
+    deadline = time.monotonic() + LOCK_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise OSError(errno.EBUSY, "somebody holds a lock on its directory ('fuser -v' shows who)") from None
+            time.sleep(0.02)
 
 
 def _groups(client: socket.socket) -> tuple[int, ...]:

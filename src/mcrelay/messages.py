@@ -38,6 +38,7 @@ Direction = Literal["ingress", "egress"]
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Text = Annotated[str, msgspec.Meta(max_length=256)]
 LongText = Annotated[str, msgspec.Meta(max_length=4096)]
+HugeText = Annotated[str, msgspec.Meta(max_length=FRAME_MAX)]
 Outputs = Annotated[tuple[Text, ...], msgspec.Meta(max_length=RULE_OUTPUTS_MAX)]
 RuleCounter = Annotated[int, msgspec.Meta(ge=0, lt=RULES_MAX)]
 OutputCounter = Annotated[int, msgspec.Meta(ge=0, lt=OUTPUTS_MAX)]
@@ -177,20 +178,6 @@ class Processes(Message, frozen=True):
     processes: tuple[ProcessFacts, ...]
 
 
-class GetSummary(Message, frozen=True):
-    """The supervisor asks the control plane what there is to tell in one line of the log."""
-
-    id: Id
-
-
-class Summary(Message, frozen=True):
-    id: Id
-    rules: Positive
-    received: Positive
-    forwarded: Positive
-    dropped: Positive
-
-
 # --- command_sock: supervisor to data plane --------------------------------------------------------------------------
 
 
@@ -263,9 +250,10 @@ class Version(Message, frozen=True):
 
 class Add(Message, frozen=True):
     id: Id
-    input: LongText
-    outputs: Annotated[tuple[LongText, ...], msgspec.Meta(max_length=4 * RULE_OUTPUTS_MAX)]  # parse_rule says why not
-    name: LongText | None = None
+    # Generous: the parser says better what is wrong with a long text.
+    input: HugeText
+    outputs: Annotated[tuple[HugeText, ...], msgspec.Meta(max_length=4 * RULE_OUTPUTS_MAX)]  # parse_rule says why not
+    name: HugeText | None = None
 
 
 class RuleFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -284,7 +272,7 @@ class Added(Message, frozen=True):
 
 class Remove(Message, frozen=True):
     id: Id
-    rule: LongText  # name or id
+    rule: HugeText  # name or id
 
 
 class Removed(Message, frozen=True):
@@ -383,8 +371,8 @@ PROTOCOL: Final = 1
 PERMITTED: Final[dict[tuple[ChannelName, Role, Role], tuple[type[Message], ...]]] = {
     ("supervisor_sock", "supervisor", "control"): (Start, Client, RecordRules, Shutdown),
     ("supervisor_sock", "supervisor", "data"): (Start,),
-    ("request_sock", "control", "supervisor"): (Ready, Failed, ApplyRules, GetProcesses, Summary),
-    ("request_sock", "supervisor", "control"): (Applied, Refused, Processes, GetSummary),
+    ("request_sock", "control", "supervisor"): (Ready, Failed, ApplyRules, GetProcesses, Rules, Stats),
+    ("request_sock", "supervisor", "control"): (Applied, Refused, Processes, ListRules, GetStats),
     ("request_sock", "data", "supervisor"): (Ready, Failed, Acknowledge),
     ("request_sock", "supervisor", "data"): (),
     ("command_sock", "supervisor", "data"): (

@@ -17,6 +17,7 @@ import ctypes
 import grp
 import os
 import pwd
+import resource
 import signal
 import socket
 import struct
@@ -32,6 +33,7 @@ WORKER_FD: Final = 3
 # linux/capability.h
 CAP_SETGID: Final = 6
 CAP_SETUID: Final = 7
+CAP_SETPCAP: Final = 8
 CAP_NET_ADMIN: Final = 12
 CAP_NET_RAW: Final = 13
 CAPABILITY_VERSION_3: Final = 0x20080522
@@ -85,17 +87,20 @@ def group_id(name: str) -> int | None:
 
 
 def check_privileges() -> None:
-    """NotPermitted unless this process may open packet sockets and force their buffers."""
+    """NotPermitted unless this process may open packet sockets, force their buffers, and make workers harmless."""
     capabilities = int(status_of(os.getpid()).capabilities, 16)
-    missing = [
-        name
-        for name, bit in (("CAP_NET_RAW", CAP_NET_RAW), ("CAP_NET_ADMIN", CAP_NET_ADMIN))
-        if not capabilities >> bit & 1
-    ]
+    needed = {"CAP_NET_RAW": CAP_NET_RAW, "CAP_NET_ADMIN": CAP_NET_ADMIN}
+    if os.geteuid() == 0:  # workers become somebody else
+        needed |= {"CAP_SETUID": CAP_SETUID, "CAP_SETGID": CAP_SETGID, "CAP_SETPCAP": CAP_SETPCAP}
+    missing = [name for name, bit in needed.items() if not capabilities >> bit & 1]
     if missing:
-        raise NotPermitted(
-            f"mcrelay run needs {' and '.join(missing)} to open packet sockets", "run it as root or with sudo"
-        )
+        raise NotPermitted(f"mcrelay run lacks {' and '.join(missing)}", "run it as root or with sudo")
+
+
+def raise_descriptor_limit() -> None:
+    """As many descriptors as this process may have: sockets come per worker and interface."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def spawn(module: str, arguments: Sequence[str], end: socket.socket) -> int:

@@ -34,6 +34,8 @@ RULE_ID: Final = re.compile(r"[0-9a-f]{12}")
 # the text form itself uses.
 INTERFACE: Final = re.compile(r"[^\s/:%,@\x00-\x1f\ud800-\udfff]{1,15}")
 
+SHOWN_MAX: Final = 100  # characters of an offending text
+
 INPUT_FORM: Final = "ADDRESS:PORT%INTERFACE, for example 239.1.1.1:5000%eth0"
 OUTPUT_FORM: Final = "ADDRESS:PORT%INTERFACE[,ttl=N], for example 239.2.2.2:6000%eth1,ttl=8"
 
@@ -129,7 +131,7 @@ def check_name(name: str) -> None:
         raise RuleError("the rule's name is empty", "leave the name out or give one of 1 to 64 characters")
     if not NAME.fullmatch(name):
         raise RuleError(
-            f"name {name!r} is not possible",
+            f"name {_shown(name)} is not possible",
             "use 1 to 64 letters, digits, '.', '_' and '-', starting with a letter or digit",
         )
     if RULE_ID.fullmatch(name):
@@ -137,7 +139,7 @@ def check_name(name: str) -> None:
 
 
 def parse_input(text: str) -> Input:
-    what = f"input {text!r}"
+    what = f"input {_shown(text)}"
     endpoint, interface = _split_interface(text, what, INPUT_FORM)
     source_text, at, rest = endpoint.rpartition("@")
     address, prefix, port = _parse_endpoint(rest, what, INPUT_FORM)
@@ -157,7 +159,7 @@ def parse_input(text: str) -> Input:
 
 
 def parse_output(text: str) -> Output:
-    what = f"output {text!r}"
+    what = f"output {_shown(text)}"
     head, *options = text.split(",")
     endpoint, interface = _split_interface(head, what, OUTPUT_FORM)
     address, prefix, port = _parse_endpoint(endpoint, what, OUTPUT_FORM)
@@ -169,13 +171,18 @@ def parse_output(text: str) -> Output:
     for option in options:
         key, equals, value = option.partition("=")
         if key != "ttl" or not equals:
-            raise RuleError(f"{what}: unknown option {option!r}", "the only option is ttl=N, N from 1 to 255")
+            raise RuleError(f"{what}: unknown option {_shown(option)}", "the only option is ttl=N, N from 1 to 255")
         if ttl is not None:
             raise RuleError(f"{what}: ttl is given twice", "give it once")
         ttl = _parse_number(value)
         if ttl is None or not 1 <= ttl <= 255:
-            raise RuleError(f"{what}: ttl {value!r} is not possible", "use a number from 1 to 255")
+            raise RuleError(f"{what}: ttl {_shown(value)} is not possible", "use a number from 1 to 255")
     return Output(address, _parse_port(port, what), interface, ttl)
+
+
+def _shown(text: str) -> str:
+    """An offending text as an error quotes it, not longer than a line."""
+    return repr(text if len(text) <= SHOWN_MAX else text[: SHOWN_MAX - 3] + "...")
 
 
 def _bracketed(address: Address) -> str:
@@ -188,7 +195,7 @@ def _split_interface(text: str, what: str, form: str) -> tuple[str, str]:
         raise RuleError(f"{what} names no interface", f"write {form}")
     if not INTERFACE.fullmatch(interface) or len(interface.encode()) > 15 or interface in (".", ".."):
         raise RuleError(
-            f"{what}: {interface!r} is not an interface name",
+            f"{what}: {_shown(interface)} is not an interface name",
             "'ip -brief link' lists the interfaces of this host",
         )
     return endpoint, interface
@@ -225,7 +232,9 @@ def _parse_address(text: str, what: str) -> IPv4Address:
     try:
         address = ip_address(_unbracketed(text))
     except ValueError:
-        raise RuleError(f"{what}: {text!r} is not an IP address", "write it in full, for example 239.1.1.1") from None
+        raise RuleError(
+            f"{what}: {_shown(text)} is not an IP address", "write it in full, for example 239.1.1.1"
+        ) from None
     if isinstance(address, IPv6Address):
         raise RuleError(f"{what}: IPv6 is not supported yet", "use IPv4 addresses")
     return address
@@ -239,7 +248,7 @@ def _parse_number(text: str) -> int | None:
 def _parse_port(text: str, what: str) -> int:
     port = _parse_number(text)
     if port is None or not 1 <= port <= 65535:
-        raise RuleError(f"{what}: port {text!r} is not possible", "use a number from 1 to 65535")
+        raise RuleError(f"{what}: port {_shown(text)} is not possible", "use a number from 1 to 65535")
     return port
 
 
@@ -290,7 +299,7 @@ class RuleSet:
         """RuleError if no rule is called that."""
         rule = self._by_name.get(name_or_id) or self._by_id.get(name_or_id)
         if rule is None:
-            raise RuleError(f"no rule is called {name_or_id!r}", "'mcrelay list' shows the rules")
+            raise RuleError(f"no rule is called {_shown(name_or_id)}", "'mcrelay list' shows the rules")
         return rule
 
 

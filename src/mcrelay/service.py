@@ -19,6 +19,7 @@ def run(*, socket: str, cores: tuple[int, ...], user: str | None, engine: str, d
     """Until the daemon is told to stop. Error if it cannot work here."""
     configure_logging("mcrelay", debug=debug)
     process.check_privileges()
+    process.raise_descriptor_limit()
     # click has checked the name.
     options = Options(socket, cores, user, cast(EngineName, engine), debug)
     asyncio.run(_supervise(options))

@@ -10,13 +10,14 @@ Never parses a byte that came from a client or from the network, and never waits
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import functools
 import logging
 import mmap
 import os
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -34,7 +35,7 @@ from mcrelay.messages import (
     DetachInterface,
     Direction,
     GetProcesses,
-    GetSummary,
+    GetStats,
     Message,
     Processes,
     ProcessFacts,
@@ -43,7 +44,7 @@ from mcrelay.messages import (
     RemoveRule,
     RuleRecord,
     Start,
-    Summary,
+    Stats,
     SyncRules,
     in_frames,
 )
@@ -55,6 +56,8 @@ log = logging.getLogger(__name__)
 
 READY_S: Final = 15.0  # for all workers to start, on a loaded machine
 SHUTDOWN_S: Final = 1.5
+START_AGAIN_S: Final = 1.0  # after a worker could not even be started
+TURN_S: Final = 3.0  # how long a change waits for those before it; well below the control plane's SUPERVISOR_S
 OWNER_READY_S: Final = 2.0  # how long a change waits for a worker that is being restarted
 
 
@@ -81,6 +84,8 @@ class Page:
     def __init__(self) -> None:
         self.fd = os.memfd_create("mcrelay-counters", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, counters.PAGE_SIZE)
+        # A memfd is a file of mode 0777 that whoever holds a descriptor could open again for writing, through /proc.
+        os.fchmod(self.fd, 0o400)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         self._map = mmap.mmap(self.fd, counters.PAGE_SIZE)
         self.counters = counters.Page(memoryview(self._map))
@@ -124,7 +129,7 @@ class Supervisor:
         """Until SIGTERM or SIGINT. Error if the daemon cannot work here."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopping.set)
-        self._loop.add_signal_handler(signal.SIGUSR1, self._control.tell, "request_sock", GetSummary(id=0))
+        self._loop.add_signal_handler(signal.SIGUSR1, self._control.tell, "request_sock", GetStats(id=0))
         try:
             for child in self._children:
                 self._start(child)
@@ -177,15 +182,15 @@ class Supervisor:
             version=__version__,
             debug=self._options.debug,
         )
-        if child.role == "data":
-            descriptors = [self._pages[child.index].writable()]
-        else:
-            descriptors = [page.readable() for page in self._pages]
         try:
+            if child.role == "data":
+                descriptors = [self._pages[child.index].writable()]
+            else:
+                descriptors = [page.readable() for page in self._pages]
             child.start(start, descriptors)
-        except SystemRefusal as error:
+        except (SystemRefusal, OSError) as error:
             log.error("%s: %s", child.name, error)
-            self._restart_later(child, 1.0)
+            self._restart_later(child, START_AGAIN_S)
 
     def _restart_later(self, child: Child, delay_s: float) -> None:
         if self._stopping.is_set():
@@ -202,7 +207,10 @@ class Supervisor:
         self._listener.shut()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*(child.shut_down(SHUTDOWN_S) for child in self._children))
+        ends = await asyncio.gather(*(child.shut_down(SHUTDOWN_S) for child in self._children), return_exceptions=True)
+        for end in ends:
+            if end is not None:
+                log.error("unexpected: %r", end)
         self._listener.close()
         await self._attachments.close_all()
         log.info("stopped")
@@ -225,7 +233,10 @@ class Supervisor:
 
     async def _bring_in(self, child: Child) -> None:
         """Give a new life all that it must know, then call it ready."""
+        life = child.restarts
         async with self._changing:
+            if child.restarts != life:
+                return  # it is over already; the next one will say that it is ready
             if child.role == "control":
                 records = [active.record for active in self._active.values()]
                 self._record(records, (), snapshot=True)
@@ -264,14 +275,16 @@ class Supervisor:
             case GetProcesses():
                 facts = (self._own_facts(), *(c.facts() for c in self._children))
                 child.tell("request_sock", Processes(id=message.id, processes=facts))
-            case Summary():
+            case Stats():
                 log.info(
                     "%d rules; %d packets received, %d forwarded, %d dropped",
-                    message.rules,
-                    message.received,
-                    message.forwarded,
-                    message.dropped,
+                    len(self._rules),
+                    sum(worker.received for worker in message.workers),
+                    sum(worker.forwarded for worker in message.workers),
+                    sum(sum(worker.dropped.values()) for worker in message.workers),
                 )
+            case _:
+                log.warning("%s sent %s, which nobody asked for", child.name, type(message).__name__)
 
     def _own_facts(self) -> ProcessFacts:
         status = process.status_of(os.getpid())
@@ -299,6 +312,9 @@ class Supervisor:
             reply = Applied(id=request.id, generation=self._generation, workers=workers)
         except Error as error:
             reply = Refused(id=request.id, code=error.code, message=error.message, hint=error.hint)
+        except Exception as error:
+            log.exception("cannot apply a change")
+            reply = Refused(id=request.id, code="internal", message=f"unexpected: {error!r}"[:4096], hint="see the log")
         if child.restarts == life:  # a new life has not asked, and may use the same ids
             child.tell("request_sock", reply)
 
@@ -306,7 +322,7 @@ class Supervisor:
         """Change the active rules: all of it or, with an Error, nothing. Returns how many workers acknowledged."""
         added = [Active(parse_rule(r.input, r.outputs, r.name), r) for r in add]
         await self._wait_for_owners([a.rule for a in added] + [self._find_active(i).rule for i in remove])
-        async with self._changing:
+        async with self._change():
             removed = [self._find_active(rule_id) for rule_id in remove]
             self._check(added, removed)
             async with AsyncExitStack() as undo:
@@ -320,6 +336,18 @@ class Supervisor:
                     page.counters.clear([active.record.counter], active.record.output_counters)
             self._record([active.record for active in added], remove)
             return workers
+
+    @contextlib.asynccontextmanager
+    async def _change(self) -> AsyncIterator[None]:
+        """The turn to change rules. Busy if it does not come soon: nobody would be there for the answer any more."""
+        try:
+            await asyncio.wait_for(self._changing.acquire(), TURN_S)
+        except TimeoutError:
+            raise Busy("many changes are under way", "try again") from None
+        try:
+            yield
+        finally:
+            self._changing.release()
 
     def _find_active(self, rule_id: str) -> Active:
         active = self._active.get(rule_id)
@@ -367,6 +395,7 @@ class Supervisor:
             for output in rule.outputs:
                 interfaces.find_for_output(present, output.interface, f"output '{output}'")
         for name, direction in sorted(wanted):
+            self._attachments.check_unchanged(present[name])
             if self._attachments.has((name, direction)):
                 continue
             attachment = await asyncio.to_thread(self._attachments.open, present[name], direction)
@@ -480,7 +509,9 @@ class Supervisor:
                 await self._detach(need)
 
     def _record(self, added: list[RuleRecord], removed: Sequence[str], *, snapshot: bool = False) -> None:
-        """Tell the control plane what is active now."""
+        """Tell the control plane what is active now. One that is not ready will be told all of it when it is."""
+        if not snapshot and self._control.state != "ready":
+            return
         for piece, last in in_frames(added):
             self._control.tell(
                 "supervisor_sock",

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Final, Literal, Protocol
 
-from mcrelay import process
+from mcrelay import __version__, process
 from mcrelay.channel import Channel
 from mcrelay.errors import EXIT_CODES
 from mcrelay.messages import Codec, Message, Start
@@ -90,8 +90,8 @@ async def _live(role: Literal["control", "data"], make: Callable[[Start, list[in
     def deliver(message: Message, descriptors: list[int]) -> None:
         nonlocal worker
         if isinstance(message, Start):
-            if worker is not None or message.role != role:
-                log.error("a second or foreign Start")
+            if worker is not None or message.role != role or message.version != __version__:
+                log.error("a second Start, or one for role %s of version %s", message.role, message.version)
                 life.end(EXIT_CODES["protocol"])
                 return
             configure_logging(

@@ -36,7 +36,7 @@ REFUSED: dict[str, tuple[list[str], int, list[str]]] = {
     "no output": (["239.1.1.1:5000%in0"], 64, ["OUTPUTS"]),
     "unicast input": (["192.0.2.1:5000%in0", "239.2.2.2:6000%out0"], 65, ["not a multicast group"]),
     "a shell's leftovers": (["239.1.1.1:5000%in0; reboot", "239.2.2.2:6000%out0"], 65, ["interface name"]),
-    "ten thousand characters": (["9" * 10_000, "239.2.2.2:6000%out0"], 76, ["malformed request"]),
+    "ten thousand characters": (["9" * 10_000, "239.2.2.2:6000%out0"], 65, ["999...'"]),
     "control characters": (["239.1.1.1:5000%in\x1b[2J", "239.2.2.2:6000%out0"], 65, [r"\x1b"]),
 }
 

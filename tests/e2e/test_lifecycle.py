@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -233,3 +236,49 @@ def test_the_summary_is_logged_on_request(daemon: Daemon, line: RelayLine) -> No
         settled(client)
     os.kill(daemon.process.pid, signal.SIGUSR1)
     daemon.wait_for_log("1 rules; 100 packets received, 100 forwarded, 0 dropped", 5)
+
+
+def test_a_worker_may_die_of_any_signal(daemon: Daemon) -> None:
+    """Real-time signals have numbers without a name."""
+    for number in (signal.SIGRTMIN + 1, signal.SIGRTMAX, signal.SIGQUIT):
+        pids = daemon.pids()
+        os.kill(pids["data/0"], number)
+        wait_until(functools.partial(_is_another, daemon, pids["data/0"]), 10)
+        assert f"was ended by signal {int(number)} " in daemon.log
+
+
+def _is_another(daemon: Daemon, former: int) -> bool:
+    return daemon.pids().get("data/0", former) != former
+
+
+def test_a_control_plane_that_comes_back_during_a_change_has_the_right_counters(
+    daemon: Daemon, line: RelayLine
+) -> None:
+    """The change is under way while it starts: what it learns first must be the whole."""
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "first")
+    data = [pid for name, pid in daemon.pids().items() if name.startswith("data/")]
+    control = daemon.pids()["control"]
+    for pid in data:
+        os.kill(pid, signal.SIGSTOP)
+    with daemon.client() as client:
+        adding = threading.Thread(target=_ignoring_errors, args=(client.add, "239.1.1.2:5000%in0", [f"{OUTPUT}%out1"]))
+        adding.start()
+        time.sleep(0.3)  # the change is under way; the workers cannot acknowledge it
+        os.kill(control, signal.SIGKILL)
+        wait_until(lambda: "restarting control" in daemon.log, 5)
+        time.sleep(0.5)  # the new one starts meanwhile
+        for pid in data:
+            os.kill(pid, signal.SIGCONT)
+        adding.join(20)
+    wait_until(lambda: "control is back" in daemon.log, 10)
+    known = len(daemon.json("list")["rules"])
+    for number in range(3, 8):
+        daemon.run("add", f"239.1.1.{number}:5000%in0", f"{OUTPUT}%out0")
+    assert len(daemon.json("list")["rules"]) == known + 5
+    for rule in daemon.json("list")["rules"]:
+        daemon.run("remove", rule["id"])
+
+
+def _ignoring_errors(call: Callable[..., object], *arguments: object) -> None:
+    with contextlib.suppress(Error):
+        call(*arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import re
@@ -35,7 +36,11 @@ def status(pid: int) -> dict[str, str]:
 
 def descriptors(pid: int) -> dict[int, str]:
     directory = f"/proc/{pid}/fd"
-    return {int(fd): os.readlink(f"{directory}/{fd}") for fd in os.listdir(directory)}
+    links: dict[int, str] = {}
+    for fd in os.listdir(directory):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            links[int(fd)] = os.readlink(f"{directory}/{fd}")
+    return links
 
 
 def test_workers_have_no_privilege_at_all(daemon: Daemon) -> None:
@@ -93,6 +98,20 @@ def test_each_process_has_the_descriptors_it_should_and_no_other(daemon: Daemon,
 def _packet_inodes(line: RelayLine) -> set[str]:
     lines = line.relay.run("cat", "/proc/net/packet").stdout.strip().split("\n")[1:]
     return {entry.split()[-1] for entry in lines}
+
+
+def test_the_control_plane_cannot_write_the_counters(daemon: Daemon) -> None:
+    """Its descriptor is read-only, and the file behind it cannot be opened again for writing by who it runs as."""
+    control = daemon.pids()["control"]
+    pages = [fd for fd, link in descriptors(control).items() if "mcrelay-counters" in link]
+    assert pages
+    for fd in pages:
+        path = f"/proc/{control}/fd/{fd}"
+        with open(f"/proc/{control}/fdinfo/{fd}") as file:
+            flags = int(dict(line.split(":\t") for line in file if "flags" in line)["flags"].strip(), 8)
+        assert flags & os.O_ACCMODE == os.O_RDONLY
+        assert os.stat(path).st_mode & 0o777 == 0o400
+        assert os.stat(path).st_uid == 0
 
 
 def test_the_control_plane_connects_to_nothing(line: RelayLine, tmp_path: Path) -> None:

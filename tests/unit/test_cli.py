@@ -357,7 +357,7 @@ def test_a_daemon_needs_privilege(directory: Path, path: Path) -> None:
 def test_a_daemon_says_which_privilege_it_lacks(directory: Path, path: Path, missing: str) -> None:
     """Root without a capability, as in a container."""
     result = execute(["setpriv", f"--bounding-set=-{missing}", PROGRAM, "run", "--socket", path])
-    check_error(result, 77, f"mcrelay run needs CAP_{missing.upper()} to open")
+    check_error(result, 77, f"mcrelay run lacks CAP_{missing.upper()}")
     assert tree(directory) == []
 
 

@@ -225,7 +225,7 @@ def test_a_path_has_the_length_that_the_kernel_allows(directory: Path, filler: s
 
 
 def test_a_bind_that_fails_half_way_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_arguments: object) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "chown", refuse)

@@ -184,7 +184,7 @@ def test_every_message_is_somebodys() -> None:
 @pytest.mark.parametrize(
     ("row", "names"),
     [
-        (("request_sock", "control", "supervisor"), "Ready Failed ApplyRules GetProcesses Summary"),
+        (("request_sock", "control", "supervisor"), "Ready Failed ApplyRules GetProcesses Rules Stats"),
         (("request_sock", "data", "supervisor"), "Ready Failed Acknowledge"),
         (("client", "client", "control"), "Ping GetVersion Add Remove ListRules GetStats GetWorkers"),
     ],

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import TypeVar
 
-from mcrelay.errors import RuleError
+from mcrelay.errors import RuleError, SystemRefusal
 from mcrelay.limits import INTERFACES_MAX
 from mcrelay.messages import Direction
 from mcrelay.net import sockets
@@ -86,6 +86,15 @@ class Attachments:
             f"{INTERFACES_MAX} interfaces are in use already",
             "a daemon serves no more; run another one for the rest",
         )
+
+    def check_unchanged(self, interface: Interface) -> None:
+        """SystemRefusal if the interface is not the one that our sockets are bound to any more."""
+        attachment = self._by_name.get(interface.name)
+        if attachment and attachment.interface.index != interface.index:
+            raise SystemRefusal(
+                f"interface {interface.name!r} was deleted and created again while rules use it",
+                "remove the rules that name it, and add them again",
+            )
 
     async def close(self, name: str, direction: Direction) -> None:
         """Close the sockets of one direction. No worker may be using them."""

@@ -14,6 +14,8 @@ from mcrelay.errors import RuleError
 
 AF_INET: Final = 2
 IFF_UP: Final = 1
+MTU_MIN: Final = 68  # RFC 791
+MTU_MAX: Final = 65536  # the loopback's; what is longer cannot be one IPv4 packet
 NAMES_SHOWN: Final = 20  # to somebody who mistyped one
 
 
@@ -21,7 +23,7 @@ NAMES_SHOWN: Final = 20  # to somebody who mistyped one
 class Interface:
     name: str
     index: int
-    mtu: int  # bytes of a packet
+    mtu: int  # bytes of a packet, as far as an IPv4 packet can be long
     is_up: bool
     has_ipv4: bool
 
@@ -38,7 +40,7 @@ async def list_interfaces() -> dict[str, Interface]:
         found[name] = Interface(
             name,
             index,
-            int(_attribute(link, "IFLA_MTU")),
+            min(max(int(_attribute(link, "IFLA_MTU")), MTU_MIN), MTU_MAX),
             bool(int(link["flags"]) & IFF_UP),
             index in with_ipv4,
         )

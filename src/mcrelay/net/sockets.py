@@ -43,7 +43,8 @@ ETH_P_IP: Final = 0x0800
 IP_MTU_DISCOVER: Final = 10
 IP_PMTUDISC_DONT: Final = 0
 
-RECEIVE_BUFFER: Final = 16 * 1024 * 1024  # bytes of kernel memory per packet socket: about 7,000 packets of 1000 bytes
+# Bytes of kernel memory per packet socket, which the kernel doubles: about 14,000 packets of 1000 bytes.
+RECEIVE_BUFFER: Final = 16 * 1024 * 1024
 SEND_BUFFER: Final = 4 * 1024 * 1024
 
 

@@ -1,0 +1,192 @@
+"""A data plane worker with a fake engine in its place: what it is told reaches the engine, what the engine says is
+acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Iterable
+from typing import ClassVar
+
+from mcrelay import __version__, counters
+from mcrelay.channel import Channel
+from mcrelay.dataplane import DataPlane
+from mcrelay.messages import (
+    Acknowledge,
+    AddRule,
+    AttachInterface,
+    Codec,
+    DetachInterface,
+    Message,
+    Ready,
+    RemoveRule,
+    RuleRecord,
+    Shutdown,
+    Start,
+    SyncRules,
+)
+from mcrelay.rules import Entry
+from mcrelay.worker import Life
+
+DEADLINE_S = 5.0
+
+
+class FakeEngine:
+    """Remembers what it is told, and answers when the test says so."""
+
+    name: ClassVar[str] = "fake"
+
+    def __init__(self) -> None:
+        self.told: list[tuple[object, ...]] = []
+        self._answer_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self._stop_fd = os.eventfd(0)
+        self._answers: list[tuple[int, int]] = []
+
+    @property
+    def answer_fd(self) -> int:
+        return self._answer_fd
+
+    def run(self) -> None:
+        os.eventfd_read(self._stop_fd)
+
+    def _note(self, *command: object) -> int:
+        self.told.append(command)
+        return len(self.told)
+
+    def attach_ingress(self, interface: int, fd: int, mtu: int) -> int:
+        return self._note("attach_ingress", interface, mtu)
+
+    def detach_ingress(self, interface: int) -> int:
+        return self._note("detach_ingress", interface)
+
+    def attach_egress(self, interface: int, fd: int) -> int:
+        return self._note("attach_egress", interface)
+
+    def detach_egress(self, interface: int) -> int:
+        return self._note("detach_egress", interface)
+
+    def set_rules(self, entries: Iterable[Entry]) -> int:
+        return self._note("set_rules", sorted(entry.counter for entry in entries))
+
+    def stop(self) -> int:
+        os.eventfd_write(self._stop_fd, 1)
+        return self._note("stop")
+
+    def answers(self) -> list[tuple[int, int]]:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._answer_fd)
+        taken, self._answers = self._answers, []
+        return taken
+
+    def close(self) -> None:
+        pass
+
+    def say(self, ticket: int, error: int = 0) -> None:
+        self._answers.append((ticket, error))
+        os.eventfd_write(self._answer_fd, 1)
+
+
+def record(number: int) -> RuleRecord:
+    return RuleRecord(
+        input=f"239.1.1.{number}:5000%in0",
+        outputs=("239.2.2.2:6000%out0",),
+        name=None,
+        counter=number,
+        output_counters=(number,),
+    )
+
+
+SLOTS = {"in0": 0, "out0": 1}
+
+
+class Rig:
+    """The supervisor's side of one worker."""
+
+    def __init__(self) -> None:
+        self.engine = FakeEngine()
+        self.said: list[Message] = []
+        self.life = Life()
+        page = os.memfd_create("page")
+        os.ftruncate(page, counters.PAGE_SIZE)
+        requests, theirs = socket.socketpair()
+        commands, their_commands = socket.socketpair()
+        self._requests = Channel(
+            "requests", requests, Codec("request_sock", "data", "supervisor"), self._take, lambda reason: None
+        )
+        self.commands = Channel(
+            "commands", commands, Codec("command_sock", "data", "supervisor"), self._take, lambda reason: None
+        )
+        start = Start(role="data", index=0, workers=1, engine="auto", version=__version__, debug=False)
+        self.worker = DataPlane(
+            start, [theirs.detach(), their_commands.detach(), page], self.life, lambda kind, memory: self.engine
+        )
+
+    def _take(self, message: Message, descriptors: list[int]) -> None:
+        self.said.append(message)
+
+    async def until(self, what: object) -> None:
+        """Until the worker has said exactly this last."""
+        async with asyncio.timeout(DEADLINE_S):
+            while not self.said or self.said[-1] != what:
+                await asyncio.sleep(0.001)
+
+    async def told(self, count: int) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while len(self.engine.told) < count:
+                await asyncio.sleep(0.001)
+
+
+def test_commands_reach_the_engine_and_its_answers_the_supervisor() -> None:
+    async def test() -> None:
+        rig = Rig()
+        await rig.until(Ready(engine="fake"))
+        with open("/dev/null") as null:
+            rig.commands.send(AttachInterface(ticket=1, slot=0, mtu=1500, direction="ingress"), [null.fileno()])
+            await rig.told(1)
+        assert rig.engine.told == [("attach_ingress", 0, 1500)]
+        assert rig.said == [Ready(engine="fake")]  # nothing is acknowledged before the engine has answered
+        rig.engine.say(1)
+        await rig.until(Acknowledge(ticket=1))
+        rig.commands.send(AddRule(ticket=2, rule=record(1), slots=SLOTS))
+        rig.commands.send(AddRule(ticket=3, rule=record(2), slots=SLOTS))
+        await rig.told(3)
+        assert rig.engine.told[1:] == [("set_rules", [1]), ("set_rules", [1, 2])]
+        rig.engine.say(2)
+        rig.engine.say(3)
+        await rig.until(Acknowledge(ticket=3))
+        rig.commands.send(SyncRules(ticket=4, rules=(record(5),), slots=SLOTS, complete=False))
+        rig.commands.send(SyncRules(ticket=5, rules=(record(6),), slots=SLOTS, complete=False))
+        rig.commands.send(SyncRules(ticket=5, rules=(record(7),), slots=SLOTS, complete=True))
+        await rig.told(4)
+        assert rig.engine.told[3] == ("set_rules", [6, 7])  # a list that broke off is forgotten
+        rig.engine.say(4)
+        await rig.until(Acknowledge(ticket=5))
+        rig.commands.send(DetachInterface(ticket=6, slot=0, direction="ingress"))
+        await rig.told(5)
+        rig.engine.say(5, 2)  # ENOENT: it is gone, which is what was asked
+        await rig.until(Acknowledge(ticket=6))
+        rig.commands.send(Shutdown())
+        async with asyncio.timeout(DEADLINE_S):
+            assert await rig.life.wait() == 0
+
+    asyncio.run(test())
+
+
+def test_what_the_engine_or_the_worker_cannot_do_is_refused_and_changes_nothing() -> None:
+    async def test() -> None:
+        rig = Rig()
+        await rig.until(Ready(engine="fake"))
+        rig.commands.send(RemoveRule(ticket=1, rule="no such rule"))
+        await rig.until(Acknowledge(ticket=1, error="KeyError: 'no such rule'"))
+        rig.commands.send(AddRule(ticket=2, rule=record(1), slots={"in0": 0}))
+        await rig.until(Acknowledge(ticket=2, error="KeyError: 'out0'"))
+        assert rig.engine.told == []
+        with open("/dev/null") as null:
+            rig.commands.send(AttachInterface(ticket=3, slot=0, mtu=1500, direction="egress"), [null.fileno()])
+            await rig.told(1)
+        rig.engine.say(1, 12)
+        await rig.until(Acknowledge(ticket=3, error=os.strerror(12)))
+
+    asyncio.run(test())
