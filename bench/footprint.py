@@ -73,7 +73,9 @@ def measure(line: RelayLine, samples: dict[str, list[float]], *, idle: bool) -> 
         note("'mcrelay add' started to first datagram out, ms", (arrived_at - sent_at) * 1000)
         sender.stop()
         pids = daemon.pids()
-        note("proportional set size of all processes, MB", sum(memory_kib(pid)["Pss"] for pid in pids.values()) / 1000)
+        total, rings = (sum(kib) for kib in zip(*map(memory_kib, pids.values()), strict=True))
+        note("proportional set size of all processes without rings, MB", (total - rings) / 1000)
+        note("packet rings, MB", rings / 1000)
         if idle:
             before = processor_s(pids)
             time.sleep(IDLE_S)
@@ -112,9 +114,19 @@ while True:
 """
 
 
-def memory_kib(pid: int) -> dict[str, int]:
-    with open(f"/proc/{pid}/smaps_rollup") as file:
-        return {line.split(":")[0]: int(line.split()[1]) for line in file if line.rstrip().endswith("kB")}
+def memory_kib(pid: int) -> tuple[int, int]:
+    """Proportional set size, and how much of it is rings mapped from packet sockets."""
+    total = rings = 0
+    in_ring = False
+    with open(f"/proc/{pid}/smaps") as file:
+        for line in file:
+            if line.startswith("Pss:"):
+                size = int(line.split()[1])
+                total += size
+                rings += size if in_ring else 0
+            elif "-" in line.split(" ", 1)[0]:
+                in_ring = "socket:[" in line
+    return total, rings
 
 
 def processor_s(pids: dict[str, int]) -> float:

@@ -142,6 +142,8 @@ def sum_workers(client: Client) -> dict[str, Any]:
             "forwarded",
             "copies",
             "copies_bytes",
+            "sends",
+            "segments_refused",
             "pool_slots",
             "pool_free",
             "pool_exhausted",

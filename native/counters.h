@@ -90,7 +90,9 @@ struct counters_page {
     counter pool_slots;     /* receive slots of all attached interfaces */
     counter pool_free;      /* of these, not in use */
     counter batches;        /* turns of the engine's loop */
-    uint64_t unused_totals[7];
+    counter sends;          /* calls that sent those copies: several at once where they could be segments */
+    counter segments_refused; /* runs that a device or path did not take as segments, and that left one by one */
+    uint64_t unused_totals[5];
     counter dropped[COUNTERS_DROPS_MAX];
 
     uint8_t gap[COUNTERS_RULES_OFFSET - 64 - 128 - 8 * COUNTERS_DROPS_MAX];

@@ -1,55 +1,101 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * egress.h: the sends in flight.
+ * egress.h: datagrams on their way out, gathered into runs.
  *
- * A send owns its message header, address and control data from preparation to completion, so that the rule it came
- * from may be replaced meanwhile; the payload stays in the receive slot, of which the send is a holder. Sends never
- * wait for room (MSG_DONTWAIT): a full egress is a drop of that output, and does not delay another. It also means that
- * a send completes while it is submitted, so datagrams of one flow leave in the order of their preparation.
+ * The cost of sending is the way through the kernel's stack, some microseconds a call, whatever the size. So datagrams
+ * of one output that come in one batch leave as one send where that can be: equal lengths (the last may be shorter),
+ * equal TTL, cut apart again by the kernel or the device (UDP_SEGMENT, udp(7)). Nothing waits for company here: a batch
+ * is what was there.
+ *
+ * A run owns its message header, addresses and control data from its opening to its completion, so that the rule it came
+ * from may be replaced meanwhile; the payloads stay in the ingress's slots, of each of which the run is a holder. Sends
+ * never wait for room (MSG_DONTWAIT): a full egress is a drop of that output and delays no other. It also means that a
+ * send completes while it is submitted, so datagrams of one flow leave in the order in which they came.
+ *
+ * A device or a path that refuses segments is known by the error of a run of several; that run, and all later ones of
+ * the interface, leave as plain sends.
  */
 #ifndef MCRELAY_EGRESS_H
 #define MCRELAY_EGRESS_H
 
-#include "receive.h"
+#include "ingress.h"
 #include "table.h"
 
 #include <netinet/in.h>
 
 enum {
-    SENDS_MAX = 512, /* prepared between two submissions; 280 bytes each */
+    SEGMENTS_MAX = 64,       /* UDP_MAX_SEGMENTS of kernels before 6.9 */
+    RUN_BYTES_MAX = 65507,   /* payload of the largest IPv4 datagram */
+    RUNS_MAX = 512,          /* in flight or open; 1.6 KiB each */
+    HEADERS = 20 + 8,        /* IPv4 and UDP, that a segment needs below the MTU */
 };
 
-struct send {
+struct egress {
+    int fd;             /* -1: not attached */
+    uint32_t mtu;
+    bool segmentation;  /* not refused so far */
+};
+
+struct run {
     struct msghdr message;
-    struct iovec payload;
     struct sockaddr_in address;
-    _Alignas(struct cmsghdr) uint8_t control[CMSG_SPACE(sizeof(int))];
-    struct ingress *ingress; /* whose slot the payload lies in */
-    uint32_t slot;
+    _Alignas(struct cmsghdr) uint8_t control[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(uint16_t))];
+    struct ingress *ingress; /* whose slots the payloads lie in */
+    struct egress *egress;
     uint32_t output; /* counter index */
+    uint32_t bytes;  /* of all payloads */
+    uint16_t count;
+    uint16_t again; /* of a refused run: datagrams that were prepared a second time */
     uint16_t next_free;
+    uint16_t open_place; /* in runs.open */
+    uint8_t ttl;
+    struct iovec payloads[SEGMENTS_MAX];
+    uint32_t slots[SEGMENTS_MAX];
 };
 
-struct sends {
-    struct send all[SENDS_MAX];
+struct runs {
+    struct run all[RUNS_MAX];
     uint16_t first_free;
+    uint16_t in_use;
     uint16_t in_flight;
+    uint16_t open[RUNS_MAX]; /* indices of runs that may grow */
+    uint16_t open_count;
+    uint16_t refused[RUNS_MAX]; /* ring of runs to be sent again, plainly */
+    uint16_t refused_head;
+    uint16_t refused_count;
+    uint16_t of_output[COUNTERS_OUTPUTS_MAX]; /* index + 1 of the output's open run */
 };
 
-void sends_init(struct sends *sends);
+void runs_init(struct runs *runs);
 
-static inline bool sends_available(const struct sends *sends)
-{
-    return sends->in_flight < SENDS_MAX;
-}
+/* What a caller must do next. */
+enum appended {
+    APPENDED,      /* the datagram belongs to a run; the caller holds the slot for it */
+    NO_RUN_FREE,   /* nothing has changed: submit, and try again after a completion */
+};
 
-/* Fill a free send (there must be one) and the submission entry for it. The caller holds the slot for it. Returns the
- * index that sends_finish takes. */
-uint16_t sends_prepare(struct sends *sends, struct io_uring_sqe *sqe, int fd, const struct table_output *output,
-                       const struct packet *packet, struct ingress *ingress, uint32_t slot);
+/* Called with a run that is complete: submit it, then runs_finish(index) when it has completed. */
+typedef void runs_submit(void *context, struct run *run, uint16_t index);
 
-/* The send is done: it may be reused. The returned pointer is good until the next sends_prepare. */
-const struct send *sends_finish(struct sends *sends, uint16_t index);
+/* Add a datagram to the open run of an output, or open one; runs that cannot grow any more are passed to `submit`. */
+enum appended runs_append(struct runs *runs, struct egress *egress, const struct table_output *output,
+                          const struct packet *packet, struct ingress *ingress, uint32_t slot, runs_submit *submit,
+                          void *context);
+
+/* Submit every open run. */
+void runs_flush(struct runs *runs, runs_submit *submit, void *context);
+
+/* Take the run out of flight. The pointer is good until runs_release. */
+struct run *runs_finish(struct runs *runs, uint16_t index);
+void runs_release(struct runs *runs, uint16_t index);
+
+/* The run, finished with `result`, was refused because it has segments: queue it to be sent again, plainly, and use no
+ * segments on its interface any more. False if that is not why, and the result stands. */
+bool runs_refuse_segments(struct runs *runs, uint16_t index, int result);
+
+/* Prepare the datagrams of refused runs one by one; false if there was no free run for all. The refused run's slots pass
+ * to the new ones. */
+bool runs_send_again(struct runs *runs, runs_submit *submit, void *context);
 
 /* Why a send with this result (negative errno) did not leave. */
 enum drop_reason send_drop_reason(int result);

@@ -2,6 +2,8 @@
 #include "engine.h"
 
 #include "egress.h"
+#include "receive.h"
+#include "ring.h"
 
 #include <errno.h>
 #include <liburing.h>
@@ -15,10 +17,11 @@ enum {
     COMPLETIONS = 8192,  /* a full pool and all sends; the kernel keeps what exceeds it aside */
     COMMANDS_MAX = 64,   /* outstanding; a table counts as one however many rules it has. Power of two */
     PACKETS_PER_TURN = 64, /* of one interface, before the next one's turn */
+    PACKETS_PER_BATCH = 512, /* gathered into runs before they are sent: enough for 64 segments of several flows */
     STATISTICS_MS = 100,   /* how often the sockets are asked for overruns while packets come */
 };
 
-static_assert((int)SENDS_MAX + 2 * (int)TABLE_INTERFACES_MAX + 2 <= (int)SUBMISSIONS, "a turn's submissions fit");
+static_assert((int)RUNS_MAX + 2 * (int)TABLE_INTERFACES_MAX + 2 <= (int)SUBMISSIONS, "a turn's submissions fit");
 static_assert((COMMANDS_MAX & (COMMANDS_MAX - 1)) == 0, "queue indices are masked");
 
 /* A completion says what it is by its user_data: kind in the top byte, index below. The command notification is 0. */
@@ -38,6 +41,7 @@ struct command {
     uint64_t ticket;
     unsigned interface;
     int fd;
+    uint32_t mtu;
     struct ingress *ingress; /* ATTACH_INGRESS */
     struct table *table;     /* SET_RULES */
 };
@@ -75,7 +79,7 @@ struct engine {
     unsigned attached_count;
     unsigned turn;      /* index into attached of the interface whose turn it is */
     unsigned turn_left; /* packets that it may still have */
-    int egress[TABLE_INTERFACES_MAX]; /* -1: not attached */
+    struct egress egress[TABLE_INTERFACES_MAX];
     struct table *table;
     bool timer_armed;
     bool active; /* packets came since the timer last fired */
@@ -96,7 +100,7 @@ struct engine {
 
     struct command_queue commands;
     struct answer_queue answers;
-    struct sends sends;
+    struct runs runs;
 };
 
 /* --- packets ------------------------------------------------------------------------------------------------------ */
@@ -127,7 +131,7 @@ static void settle(struct engine *engine, struct ingress *ingress, uint32_t slot
 
         count(state->copies_sent ? &rule->forwarded : &rule->dropped, 1);
     }
-    ingress_return(ingress, slot);
+    ingress->kind->give_back(ingress, slot);
 }
 
 static void release(struct engine *engine, struct ingress *ingress, uint32_t slot)
@@ -146,21 +150,39 @@ static void drop_copy(struct engine *engine, struct ingress *ingress, uint32_t s
     count(&engine->counters->outputs[output].dropped[reason - DROP_EGRESS_FULL], 1);
 }
 
-static void send_done(struct engine *engine, uint16_t index, int result)
+static void run_done(struct engine *engine, uint16_t index, int result)
 {
-    const struct send *send = sends_finish(&engine->sends, index);
-    struct counters_output *output = &engine->counters->outputs[send->output];
+    struct run *run = runs_finish(&engine->runs, index);
+    struct counters_page *counters = engine->counters;
+    struct counters_output *output = &counters->outputs[run->output];
 
     if (result >= 0) {
-        send->ingress->pool.slots[send->slot].copies_sent = 1;
-        count(&output->packets, 1);
-        count(&output->bytes, send->payload.iov_len);
-        count(&engine->counters->copies, 1);
-        count(&engine->counters->copies_bytes, send->payload.iov_len);
+        count(&output->packets, run->count);
+        count(&output->bytes, run->bytes);
+        count(&counters->copies, run->count);
+        count(&counters->copies_bytes, run->bytes);
+        count(&counters->sends, 1);
+        for (uint16_t i = 0; i < run->count; i++)
+            run->ingress->pool.slots[run->slots[i]].copies_sent = 1;
+    } else if (runs_refuse_segments(&engine->runs, index, result)) {
+        count(&counters->segments_refused, 1);
+        return; /* the run keeps its slots until its datagrams are sent again */
     } else {
-        drop_copy(engine, send->ingress, send->slot, send->output, send_drop_reason(result));
+        for (uint16_t i = 0; i < run->count; i++)
+            drop_copy(engine, run->ingress, run->slots[i], run->output, send_drop_reason(result));
     }
-    release(engine, send->ingress, send->slot);
+    for (uint16_t i = 0; i < run->count; i++)
+        release(engine, run->ingress, run->slots[i]);
+    runs_release(&engine->runs, index);
+}
+
+static void submit_run(void *context, struct run *run, uint16_t index)
+{
+    struct engine *engine = context;
+    struct io_uring_sqe *sqe = submission(engine);
+
+    io_uring_prep_sendmsg(sqe, run->egress->fd, &run->message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    sqe->user_data = user_data(KIND_SEND, index);
 }
 
 /* Look at a packet just taken from an ingress queue: make it the current one, or drop it. */
@@ -197,7 +219,7 @@ static void begin(struct engine *engine, struct ingress *ingress, uint32_t slot,
     engine->current.next_output = 0;
 }
 
-/* Prepare the copies of the current packet. False if the sends ran out: go on after some have completed. */
+/* Append the copies of the current packet to their runs. False if the runs ran out: go on after some have completed. */
 static bool copy_current(struct engine *engine)
 {
     struct ingress *ingress = engine->current.ingress;
@@ -206,21 +228,17 @@ static bool copy_current(struct engine *engine)
 
     while (engine->current.next_output < rule->outputs_count) {
         const struct table_output *output = &rule->outputs[engine->current.next_output];
-        struct io_uring_sqe *sqe;
-        uint16_t index;
+        struct egress *egress = &engine->egress[output->egress];
 
-        if (!sends_available(&engine->sends))
-            return false;
-        engine->current.next_output++;
-        if (engine->egress[output->egress] < 0) {
+        if (egress->fd < 0) {
             drop_copy(engine, ingress, slot, output->counter, DROP_EGRESS_UNREACHABLE);
-            continue;
+        } else {
+            if (runs_append(&engine->runs, egress, output, &engine->current.packet, ingress, slot, submit_run,
+                            engine) == NO_RUN_FREE)
+                return false;
+            pool_hold(&ingress->pool, slot);
         }
-        pool_hold(&ingress->pool, slot);
-        sqe = submission(engine);
-        index = sends_prepare(&engine->sends, sqe, engine->egress[output->egress], output, &engine->current.packet,
-                              ingress, slot);
-        sqe->user_data = user_data(KIND_SEND, index);
+        engine->current.next_output++;
     }
     engine->current.rule = NULL;
     release(engine, ingress, slot);
@@ -238,7 +256,7 @@ static bool next_packet(struct engine *engine)
         if (engine->turn >= engine->attached_count)
             engine->turn = 0;
         if (engine->turn_left && engine->attached_count &&
-            ingress_next(engine->attached[engine->turn], &slot, &frame)) {
+            engine->attached[engine->turn]->kind->next(engine->attached[engine->turn], &slot, &frame)) {
             engine->turn_left--;
             begin(engine, engine->attached[engine->turn], slot, &frame);
             return true;
@@ -249,15 +267,20 @@ static bool next_packet(struct engine *engine)
     return false;
 }
 
-/* Prepare sends for what came in, until there is nothing left or no send is free. A waiting command lets the current
- * packet finish and nothing new begin, so that it comes to its turn. */
-static void forward(struct engine *engine)
+/* Gather what came in into runs and send those. True if the batch ended before the packets did. A waiting command lets
+ * the current packet finish and nothing new begin, so that it comes to its turn. */
+static bool forward(struct engine *engine)
 {
-    if (engine->current.rule && !copy_current(engine))
-        return;
-    while (!engine->commands_waiting && next_packet(engine))
-        if (engine->current.rule && !copy_current(engine))
-            return;
+    unsigned taken = 0;
+    bool blocked = !runs_send_again(&engine->runs, submit_run, engine) ||
+                   (engine->current.rule && !copy_current(engine));
+
+    while (!blocked && !engine->commands_waiting && taken < PACKETS_PER_BATCH && next_packet(engine)) {
+        taken++;
+        blocked = engine->current.rule && !copy_current(engine);
+    }
+    runs_flush(&engine->runs, submit_run, engine);
+    return taken == PACKETS_PER_BATCH;
 }
 
 /* --- upkeep ------------------------------------------------------------------------------------------------------- */
@@ -271,13 +294,11 @@ static void arm_command_poll(struct engine *engine)
     sqe->user_data = user_data(KIND_COMMAND, 0);
 }
 
-static void arm_receive(struct engine *engine, struct ingress *ingress)
+static void arm(struct engine *engine, struct ingress *ingress)
 {
     struct io_uring_sqe *sqe = submission(engine);
 
-    io_uring_prep_recvmsg_multishot(sqe, ingress->fd, &ingress->shape, 0);
-    sqe->flags |= IOSQE_BUFFER_SELECT;
-    sqe->buf_group = ingress->interface;
+    ingress->kind->arm(ingress, sqe);
     sqe->user_data = user_data(KIND_RECEIVE, ingress->interface);
     ingress->armed = true;
 }
@@ -329,10 +350,10 @@ static void answer(struct engine *engine, uint64_t ticket, int result, struct in
  * left. */
 static bool finish_detach(struct engine *engine, struct ingress *ingress)
 {
-    if (ingress->armed || ingress->queue_count || ingress->pool.free != ingress->pool.size)
+    if (ingress->armed || !ingress->kind->is_drained(ingress) || ingress->pool.free != ingress->pool.size)
         return false;
     count_overruns(engine, ingress);
-    ingress_unregister(ingress, &engine->ring);
+    ingress->kind->leave(ingress, &engine->ring);
     engine->ingress[ingress->interface] = NULL;
     for (unsigned i = 0; i < engine->attached_count; i++)
         if (engine->attached[i] == ingress) {
@@ -354,7 +375,7 @@ static void upkeep(struct engine *engine)
     for (unsigned i = engine->attached_count; i-- > 0;) {
         struct ingress *ingress = engine->attached[i];
 
-        ingress_publish(ingress);
+        ingress->kind->publish(ingress);
         slots += ingress->pool.size;
         free += ingress->pool.free;
         if (ingress->detaching) {
@@ -366,8 +387,8 @@ static void upkeep(struct engine *engine)
             }
         } else if (ingress->failed) {
             engine->active = true; /* the timer lets it try again */
-        } else if (!ingress->armed && ingress->pool.free >= (ingress->pool.size + 3) / 4) {
-            arm_receive(engine, ingress);
+        } else if (!ingress->armed && ingress->kind->wants_arming(ingress)) {
+            arm(engine, ingress);
         }
     }
     count_set(&engine->counters->pool_slots, slots);
@@ -402,7 +423,7 @@ static void execute(struct engine *engine, struct command *command)
         ingress = command->ingress;
         result = engine->stopping                      ? -ECANCELED
                  : engine->ingress[command->interface] ? -EEXIST
-                                                       : ingress_register(ingress, &engine->ring);
+                                                       : ingress->kind->enter(ingress, &engine->ring);
         if (!result) {
             engine->ingress[command->interface] = ingress;
             engine->attached[engine->attached_count++] = ingress;
@@ -418,11 +439,12 @@ static void execute(struct engine *engine, struct command *command)
             start_detach(engine, ingress, command->ticket);
         return;
     case ATTACH_EGRESS:
-        engine->egress[command->interface] = command->fd;
+        engine->egress[command->interface] =
+            (struct egress){.fd = command->fd, .mtu = command->mtu, .segmentation = true};
         break;
     case DETACH_EGRESS:
-        result = engine->egress[command->interface] < 0 ? -ENOENT : 0;
-        engine->egress[command->interface] = -1;
+        result = engine->egress[command->interface].fd < 0 ? -ENOENT : 0;
+        engine->egress[command->interface].fd = -1;
         break;
     case SET_RULES:
         old = engine->table;
@@ -444,10 +466,10 @@ static void execute(struct engine *engine, struct command *command)
     answer(engine, command->ticket, result, NULL, NULL);
 }
 
-/* Between two batches: no send is in flight and no packet is half prepared. */
+/* Between two batches: no run is in use and no packet is half prepared. */
 static bool at_rest(const struct engine *engine)
 {
-    return !engine->sends.in_flight && !engine->current.rule;
+    return !engine->runs.in_use && !engine->current.rule;
 }
 
 static void execute_commands(struct engine *engine)
@@ -477,10 +499,10 @@ static void complete(struct engine *engine, const struct io_uring_cqe *cqe)
         arm_command_poll(engine);
         break;
     case KIND_SEND:
-        send_done(engine, (uint16_t)index, cqe->res);
+        run_done(engine, (uint16_t)index, cqe->res);
         break;
     case KIND_RECEIVE:
-        ingress_complete(engine->ingress[index], cqe, engine->counters);
+        engine->ingress[index]->kind->complete(engine->ingress[index], cqe, engine->counters);
         break;
     case KIND_CANCEL:
         break; /* the receive's own last completion tells that it has ended */
@@ -505,12 +527,13 @@ static void reap(struct engine *engine)
 int engine_run(struct engine *engine)
 {
     int error = io_uring_enable_rings(&engine->ring);
+    bool more = false;
 
     if (error < 0)
         return error;
     arm_command_poll(engine);
     while (!engine->stopping || engine->attached_count) {
-        error = io_uring_submit_and_wait(&engine->ring, 1);
+        error = more ? io_uring_submit_and_get_events(&engine->ring) : io_uring_submit_and_wait(&engine->ring, 1);
         /* EBUSY, EAGAIN: completions have to be taken first. */
         if (error < 0 && error != -EINTR && error != -EBUSY && error != -EAGAIN)
             return error;
@@ -518,7 +541,7 @@ int engine_run(struct engine *engine)
         do {
             if (engine->commands_waiting && at_rest(engine))
                 execute_commands(engine);
-            forward(engine);
+            more = forward(engine);
         } while (engine->commands_waiting && at_rest(engine));
         upkeep(engine);
     }
@@ -551,8 +574,8 @@ int engine_open(struct engine **out, struct counters_page *counters, int command
     engine->command_fd = command_fd;
     engine->answer_fd = answer_fd;
     for (unsigned i = 0; i < TABLE_INTERFACES_MAX; i++)
-        engine->egress[i] = -1;
-    sends_init(&engine->sends);
+        engine->egress[i].fd = -1;
+    runs_init(&engine->runs);
     *out = engine;
     return 0;
 }
@@ -594,43 +617,56 @@ static int64_t submit(struct engine *engine, struct command command)
     return (int64_t)command.ticket;
 }
 
-int64_t engine_attach_ingress(struct engine *engine, unsigned interface, int fd, uint32_t mtu, uint32_t slots)
+static int64_t submit_ingress(struct engine *engine, unsigned interface, struct ingress *ingress)
 {
-    struct ingress *ingress;
-    int64_t ticket;
-    int error;
+    int64_t ticket =
+        submit(engine, (struct command){.kind = ATTACH_INGRESS, .interface = interface, .ingress = ingress});
 
-    if (interface >= TABLE_INTERFACES_MAX)
-        return -EINVAL;
-    error = ingress_new(&ingress, (uint8_t)interface, fd, mtu, slots);
-    if (error)
-        return error;
-    ticket = submit(engine, (struct command){.kind = ATTACH_INGRESS, .interface = interface, .ingress = ingress});
     if (ticket < 0)
         ingress_free(ingress);
     return ticket;
 }
 
-static int64_t submit_plain(struct engine *engine, enum command_kind kind, unsigned interface, int fd)
+int64_t engine_attach_receive(struct engine *engine, unsigned interface, int fd, uint32_t mtu, uint32_t slots)
 {
-    if (interface >= TABLE_INTERFACES_MAX || fd < -1)
+    struct ingress *ingress;
+    int error = interface < TABLE_INTERFACES_MAX ? receive_new(&ingress, (uint8_t)interface, fd, mtu, slots) : -EINVAL;
+
+    return error ? error : submit_ingress(engine, interface, ingress);
+}
+
+int64_t engine_attach_ring(struct engine *engine, unsigned interface, int fd, uint32_t block_size, uint32_t blocks,
+                           uint32_t frame_size)
+{
+    const struct ring_geometry geometry = {block_size, blocks, frame_size};
+    struct ingress *ingress;
+    int error = interface < TABLE_INTERFACES_MAX ? ring_new(&ingress, (uint8_t)interface, fd, &geometry) : -EINVAL;
+
+    return error ? error : submit_ingress(engine, interface, ingress);
+}
+
+static int64_t submit_plain(struct engine *engine, enum command_kind kind, unsigned interface)
+{
+    if (interface >= TABLE_INTERFACES_MAX)
         return -EINVAL;
-    return submit(engine, (struct command){.kind = kind, .interface = interface, .fd = fd});
+    return submit(engine, (struct command){.kind = kind, .interface = interface});
 }
 
 int64_t engine_detach_ingress(struct engine *engine, unsigned interface)
 {
-    return submit_plain(engine, DETACH_INGRESS, interface, -1);
+    return submit_plain(engine, DETACH_INGRESS, interface);
 }
 
-int64_t engine_attach_egress(struct engine *engine, unsigned interface, int fd)
+int64_t engine_attach_egress(struct engine *engine, unsigned interface, int fd, uint32_t mtu)
 {
-    return fd < 0 ? -EINVAL : submit_plain(engine, ATTACH_EGRESS, interface, fd);
+    if (interface >= TABLE_INTERFACES_MAX || fd < 0)
+        return -EINVAL;
+    return submit(engine, (struct command){.kind = ATTACH_EGRESS, .interface = interface, .fd = fd, .mtu = mtu});
 }
 
 int64_t engine_detach_egress(struct engine *engine, unsigned interface)
 {
-    return submit_plain(engine, DETACH_EGRESS, interface, -1);
+    return submit_plain(engine, DETACH_EGRESS, interface);
 }
 
 int64_t engine_set_rules(struct engine *engine, const uint8_t *records, size_t length)
@@ -649,7 +685,7 @@ int64_t engine_set_rules(struct engine *engine, const uint8_t *records, size_t l
 
 int64_t engine_stop(struct engine *engine)
 {
-    return submit_plain(engine, STOP, 0, -1);
+    return submit_plain(engine, STOP, 0);
 }
 
 int engine_answer(struct engine *engine, struct engine_answer *out)

@@ -41,14 +41,17 @@ void engine_close(struct engine *engine);
 /* Commands: each returns a ticket > 0, whose answer comes later, or a negative errno at once, and then nothing was
  * changed: -EBUSY if too many answers are outstanding, -EINVAL for wrong arguments. */
 
-/* Receive IP packets from the packet socket `fd`, of at most `mtu` bytes, as those of interface slot `interface`. `slots`
- * is the number of receive slots, a power of two, or 0 for the default. Answer -EEXIST if the slot has an ingress,
- * -ECANCELED behind a stop. */
-int64_t engine_attach_ingress(struct engine *engine, unsigned interface, int fd, uint32_t mtu, uint32_t slots);
+/* Receive IP packets from the packet socket `fd` as those of interface slot `interface`, by io_uring receives of at most
+ * `mtu` bytes into `slots` slots (a power of two, or 0 for the default), or from the ring that was set up on it with this
+ * geometry (struct tpacket_req). Answer -EEXIST if the slot has an ingress, -ECANCELED behind a stop. */
+int64_t engine_attach_receive(struct engine *engine, unsigned interface, int fd, uint32_t mtu, uint32_t slots);
+int64_t engine_attach_ring(struct engine *engine, unsigned interface, int fd, uint32_t block_size, uint32_t blocks,
+                           uint32_t frame_size);
 /* Answer -ENOENT if the slot has none. */
 int64_t engine_detach_ingress(struct engine *engine, unsigned interface);
-/* Send through the UDP socket `fd` for outputs on interface slot `interface`; it replaces one that was there. */
-int64_t engine_attach_egress(struct engine *engine, unsigned interface, int fd);
+/* Send through the UDP socket `fd` for outputs on interface slot `interface`, which has this MTU; it replaces one that
+ * was there. */
+int64_t engine_attach_egress(struct engine *engine, unsigned interface, int fd, uint32_t mtu);
 int64_t engine_detach_egress(struct engine *engine, unsigned interface);
 /* Forward by these rules (table.h says how they are described) and no others. */
 int64_t engine_set_rules(struct engine *engine, const uint8_t *records, size_t length);

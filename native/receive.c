@@ -25,6 +25,32 @@ static_assert(sizeof(struct sockaddr_ll) <= NAME_ROOM, "room for the link-layer 
 static_assert((sizeof(struct io_uring_recvmsg_out) + NAME_ROOM) % sizeof(size_t) == 0, "control messages are aligned");
 static_assert(SLOTS_MAX <= UINT16_MAX, "a buffer id is 16 bits");
 
+struct filled {
+    uint32_t slot;
+    uint32_t length; /* as the completion reported it */
+};
+
+struct receive {
+    struct ingress base; /* the interface's slot number is also the buffer group's id */
+    uint8_t *memory;
+    size_t memory_size;
+    size_t slot_size;
+    struct io_uring_buf_ring *buffers;
+    size_t buffers_size;
+    uint32_t returned;    /* slots put into the buffer ring but not yet shown to the kernel */
+    struct filled *queue; /* ring of pool.size entries: can never be full, a slot is in it at most once */
+    uint32_t queue_head;
+    uint32_t queue_count;
+    struct msghdr shape; /* room for name and control in each slot */
+};
+
+static const struct ingress_kind receive_kind;
+
+static struct receive *receive_of(struct ingress *ingress)
+{
+    return (struct receive *)ingress; /* base is its first member */
+}
+
 static size_t round_up(size_t n, size_t to)
 {
     return (n + to - 1) / to * to;
@@ -37,63 +63,71 @@ static void *map(size_t size)
     return memory == MAP_FAILED ? NULL : memory;
 }
 
-static void put(struct ingress *ingress, uint32_t slot)
+static void put(struct receive *receive, uint32_t slot)
 {
-    io_uring_buf_ring_add(ingress->buffers, ingress->memory + slot * ingress->slot_size,
-                          (unsigned)ingress->slot_size, (unsigned short)slot,
-                          io_uring_buf_ring_mask(ingress->pool.size), (int)ingress->returned);
-    ingress->returned++;
+    io_uring_buf_ring_add(receive->buffers, receive->memory + slot * receive->slot_size, (unsigned)receive->slot_size,
+                          (unsigned short)slot, io_uring_buf_ring_mask(receive->base.pool.size),
+                          (int)receive->returned);
+    receive->returned++;
 }
 
-int ingress_new(struct ingress **out, uint8_t interface, int fd, uint32_t mtu, uint32_t slots)
+int receive_new(struct ingress **out, uint8_t interface, int fd, uint32_t mtu, uint32_t slots)
 {
-    struct ingress *ingress;
+    struct receive *receive;
 
     if (interface >= TABLE_INTERFACES_MAX || fd < 0 || mtu < MTU_MIN || mtu > MTU_MAX || slots > SLOTS_MAX ||
         (slots & (slots - 1)) != 0)
         return -EINVAL;
-    ingress = calloc(1, sizeof(*ingress));
-    if (!ingress)
+    receive = calloc(1, sizeof(*receive));
+    if (!receive)
         return -ENOMEM;
-    ingress->fd = fd;
-    ingress->interface = interface;
-    ingress->statistics = true;
-    ingress->slot_size = round_up(HEAD_ROOM + mtu, SLOT_ALIGNMENT);
+    receive->base = (struct ingress){.kind = &receive_kind, .fd = fd, .interface = interface, .statistics = true};
+    receive->slot_size = round_up(HEAD_ROOM + mtu, SLOT_ALIGNMENT);
     if (!slots)
-        for (slots = SLOTS_MAX; slots > SLOTS_MIN && slots * ingress->slot_size > MEMORY_MAX;)
+        for (slots = SLOTS_MAX; slots > SLOTS_MIN && slots * receive->slot_size > MEMORY_MAX;)
             slots /= 2;
-    ingress->shape.msg_namelen = NAME_ROOM;
-    ingress->shape.msg_controllen = CONTROL_ROOM;
-    ingress->memory_size = slots * ingress->slot_size;
-    ingress->memory = map(ingress->memory_size);
-    ingress->buffers_size = slots * sizeof(struct io_uring_buf);
-    ingress->buffers = map(ingress->buffers_size);
-    ingress->queue = calloc(slots, sizeof(*ingress->queue));
-    if (!ingress->memory || !ingress->buffers || !ingress->queue || pool_open(&ingress->pool, slots)) {
-        ingress_free(ingress);
+    receive->shape.msg_namelen = NAME_ROOM;
+    receive->shape.msg_controllen = CONTROL_ROOM;
+    receive->memory_size = slots * receive->slot_size;
+    receive->memory = map(receive->memory_size);
+    receive->buffers_size = slots * sizeof(struct io_uring_buf);
+    receive->buffers = map(receive->buffers_size);
+    receive->queue = calloc(slots, sizeof(*receive->queue));
+    if (!receive->memory || !receive->buffers || !receive->queue || pool_open(&receive->base.pool, slots)) {
+        ingress_free(&receive->base);
         return -ENOMEM;
     }
-    *out = ingress;
+    *out = &receive->base;
     return 0;
 }
 
-void ingress_free(struct ingress *ingress)
+static void receive_free(struct ingress *ingress)
 {
-    if (!ingress)
-        return;
-    if (ingress->memory)
-        munmap(ingress->memory, ingress->memory_size);
-    if (ingress->buffers)
-        munmap(ingress->buffers, ingress->buffers_size);
-    free(ingress->queue);
+    struct receive *receive = receive_of(ingress);
+
+    if (receive->memory)
+        munmap(receive->memory, receive->memory_size);
+    if (receive->buffers)
+        munmap(receive->buffers, receive->buffers_size);
+    free(receive->queue);
     pool_close(&ingress->pool);
-    free(ingress);
+    free(receive);
 }
 
-int ingress_register(struct ingress *ingress, struct io_uring *ring)
+static void receive_publish(struct ingress *ingress)
 {
+    struct receive *receive = receive_of(ingress);
+
+    if (receive->returned)
+        io_uring_buf_ring_advance(receive->buffers, (int)receive->returned);
+    receive->returned = 0;
+}
+
+static int receive_enter(struct ingress *ingress, struct io_uring *ring)
+{
+    struct receive *receive = receive_of(ingress);
     struct io_uring_buf_reg registration = {
-        .ring_addr = (uint64_t)(uintptr_t)ingress->buffers,
+        .ring_addr = (uint64_t)(uintptr_t)receive->buffers,
         .ring_entries = ingress->pool.size,
         .bgid = ingress->interface,
     };
@@ -101,27 +135,42 @@ int ingress_register(struct ingress *ingress, struct io_uring *ring)
 
     if (error)
         return error;
-    io_uring_buf_ring_init(ingress->buffers);
+    io_uring_buf_ring_init(receive->buffers);
     for (uint32_t slot = 0; slot < ingress->pool.size; slot++)
-        put(ingress, slot);
-    ingress_publish(ingress);
+        put(receive, slot);
+    receive_publish(ingress);
     return 0;
 }
 
-void ingress_unregister(struct ingress *ingress, struct io_uring *ring)
+static void receive_leave(struct ingress *ingress, struct io_uring *ring)
 {
     io_uring_unregister_buf_ring(ring, ingress->interface);
 }
 
-void ingress_complete(struct ingress *ingress, const struct io_uring_cqe *cqe, struct counters_page *counters)
+/* After an exhausted pool, only when a quarter is back: not one receive per slot. */
+static bool receive_wants_arming(const struct ingress *ingress)
 {
+    return ingress->pool.free >= (ingress->pool.size + 3) / 4;
+}
+
+static void receive_arm(struct ingress *ingress, struct io_uring_sqe *sqe)
+{
+    io_uring_prep_recvmsg_multishot(sqe, ingress->fd, &receive_of(ingress)->shape, 0);
+    sqe->flags |= IOSQE_BUFFER_SELECT;
+    sqe->buf_group = ingress->interface;
+}
+
+static void receive_complete(struct ingress *ingress, const struct io_uring_cqe *cqe, struct counters_page *counters)
+{
+    struct receive *receive = receive_of(ingress);
+
     if (!(cqe->flags & IORING_CQE_F_MORE))
         ingress->armed = false;
     if (cqe->flags & IORING_CQE_F_BUFFER) {
         uint32_t slot = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
 
         pool_take(&ingress->pool, slot);
-        ingress->queue[(ingress->queue_head + ingress->queue_count++) & (ingress->pool.size - 1)] =
+        receive->queue[(receive->queue_head + receive->queue_count++) & (ingress->pool.size - 1)] =
             (struct filled){slot, cqe->res > 0 ? (uint32_t)cqe->res : 0};
         ingress->failed = false;
     } else if (cqe->res == -ENOBUFS) {
@@ -132,17 +181,16 @@ void ingress_complete(struct ingress *ingress, const struct io_uring_cqe *cqe, s
 }
 
 /* What the link layer and the control message say about a frame: whose it is, tagged, checksum. */
-static void read_metadata(const struct ingress *ingress, struct io_uring_recvmsg_out *out, struct frame *frame)
+static void read_metadata(const struct receive *receive, struct io_uring_recvmsg_out *out, struct frame *frame)
 {
     const struct sockaddr_ll *link = io_uring_recvmsg_name(out);
-    struct msghdr shape = ingress->shape;
+    struct msghdr shape = receive->shape;
     struct cmsghdr *control = io_uring_recvmsg_cmsg_firsthdr(out, &shape);
+    uint8_t packet_type = PACKET_HOST;
+    uint32_t status = 0;
 
-    if (out->namelen >= offsetof(struct sockaddr_ll, sll_addr) && link->sll_family == AF_PACKET &&
-        link->sll_pkttype == PACKET_OTHERHOST)
-        frame->reason = DROP_OTHER_HOST;
-    if (out->flags & MSG_TRUNC)
-        frame->reason = DROP_OVERSIZE;
+    if (out->namelen >= offsetof(struct sockaddr_ll, sll_addr) && link->sll_family == AF_PACKET)
+        packet_type = link->sll_pkttype;
     for (; control; control = io_uring_recvmsg_cmsg_nexthdr(out, &shape, control)) {
         struct tpacket_auxdata auxiliary;
 
@@ -150,56 +198,55 @@ static void read_metadata(const struct ingress *ingress, struct io_uring_recvmsg
             control->cmsg_len < CMSG_LEN(sizeof(auxiliary)))
             continue;
         memcpy(&auxiliary, CMSG_DATA(control), sizeof(auxiliary));
-        if (auxiliary.tp_status & TP_STATUS_VLAN_VALID)
-            frame->reason = DROP_VLAN_TAGGED;
-        frame->checksum_vouched = auxiliary.tp_status & (TP_STATUS_CSUM_VALID | TP_STATUS_CSUMNOTREADY);
+        status = auxiliary.tp_status;
     }
+    if (out->flags & MSG_TRUNC)
+        frame->reason = DROP_OVERSIZE;
+    ingress_judge(frame, status, packet_type);
 }
 
-bool ingress_next(struct ingress *ingress, uint32_t *slot, struct frame *frame)
+static bool receive_next(struct ingress *ingress, uint32_t *slot, struct frame *frame)
 {
-    struct filled *filled = &ingress->queue[ingress->queue_head];
+    struct receive *receive = receive_of(ingress);
+    struct filled *filled = &receive->queue[receive->queue_head];
     struct io_uring_recvmsg_out *out;
 
-    if (ingress->queue_count == 0)
+    if (receive->queue_count == 0)
         return false;
-    ingress->queue_head = (ingress->queue_head + 1) & (ingress->pool.size - 1);
-    ingress->queue_count--;
+    receive->queue_head = (receive->queue_head + 1) & (ingress->pool.size - 1);
+    receive->queue_count--;
     *slot = filled->slot;
     *frame = (struct frame){0};
-    out = (struct io_uring_recvmsg_out *)(ingress->memory + filled->slot * ingress->slot_size);
+    out = (struct io_uring_recvmsg_out *)(receive->memory + filled->slot * receive->slot_size);
     if (filled->length < HEAD_ROOM) {
         frame->reason = DROP_TRUNCATED;
         return true;
     }
     frame->data = (const uint8_t *)out + HEAD_ROOM;
     frame->length = filled->length - HEAD_ROOM;
-    read_metadata(ingress, out, frame);
+    read_metadata(receive, out, frame);
     return true;
 }
 
-void ingress_return(struct ingress *ingress, uint32_t slot)
+static void receive_give_back(struct ingress *ingress, uint32_t slot)
 {
-    put(ingress, slot);
+    put(receive_of(ingress), slot);
 }
 
-void ingress_publish(struct ingress *ingress)
+static bool receive_is_drained(const struct ingress *ingress)
 {
-    if (ingress->returned)
-        io_uring_buf_ring_advance(ingress->buffers, (int)ingress->returned);
-    ingress->returned = 0;
+    return ((const struct receive *)ingress)->queue_count == 0;
 }
 
-uint32_t ingress_overruns(struct ingress *ingress)
-{
-    struct tpacket_stats statistics;
-    socklen_t size = sizeof(statistics);
-
-    if (!ingress->statistics)
-        return 0;
-    if (getsockopt(ingress->fd, SOL_PACKET, PACKET_STATISTICS, &statistics, &size) < 0) {
-        ingress->statistics = false;
-        return 0;
-    }
-    return statistics.tp_drops;
-}
+static const struct ingress_kind receive_kind = {
+    .enter = receive_enter,
+    .leave = receive_leave,
+    .wants_arming = receive_wants_arming,
+    .arm = receive_arm,
+    .complete = receive_complete,
+    .next = receive_next,
+    .give_back = receive_give_back,
+    .publish = receive_publish,
+    .is_drained = receive_is_drained,
+    .free = receive_free,
+};

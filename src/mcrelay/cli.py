@@ -17,7 +17,7 @@ import click
 from mcrelay import __version__
 from mcrelay.client import DEFAULT_SOCKET, Client
 from mcrelay.errors import EXIT_CODES, Error, UsageError
-from mcrelay.limits import WORKERS_MAX
+from mcrelay.limits import RING_MEMORY_DEFAULT, WORKERS_MAX
 from mcrelay.messages import ProcessFacts, RuleFacts, Stats, json_text, to_json
 
 WATCH_S: Final = 1.0
@@ -85,8 +85,32 @@ def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="What moves the packets; auto is uring, or reference with a warning where uring cannot run.",
 )
+@click.option(
+    "--ingress",
+    type=click.Choice(["ring", "recv"]),
+    default="ring",
+    show_default=True,
+    help="How packets come in: from a ring shared with the kernel, or by io_uring receives.",
+)
+@click.option(
+    "--ring-mib",
+    type=click.IntRange(1, 1024),
+    default=RING_MEMORY_DEFAULT // 2**20,
+    show_default=True,
+    metavar="N",
+    help="MiB of kernel memory for each ring: one per worker and ingress interface.",
+)
 @click.option("--debug", is_flag=True, help="Log more, and report whatever blocks an event loop.")
-def run(path: str, workers: int | None, cores: str | None, user: str | None, engine: str, debug: bool) -> None:
+def run(
+    path: str,
+    workers: int | None,
+    cores: str | None,
+    user: str | None,
+    engine: str,
+    ingress: str,
+    ring_mib: int,
+    debug: bool,
+) -> None:
     """Run the daemon in the foreground, until SIGTERM or Ctrl-C. Needs root, or CAP_NET_RAW and CAP_NET_ADMIN.
 
     \b
@@ -94,7 +118,15 @@ def run(path: str, workers: int | None, cores: str | None, user: str | None, eng
     """
     from mcrelay import service
 
-    service.run(socket=path, cores=_choose_cores(workers, cores), user=user, engine=engine, debug=debug)
+    service.run(
+        socket=path,
+        cores=_choose_cores(workers, cores),
+        user=user,
+        engine=engine,
+        ingress=ingress,
+        ring_memory=ring_mib * 2**20,
+        debug=debug,
+    )
 
 
 def _choose_cores(workers: int | None, cores: str | None) -> tuple[int, ...]:

@@ -56,6 +56,8 @@ POOL_EXHAUSTED: Final = 13
 POOL_SLOTS: Final = 14
 POOL_FREE: Final = 15
 BATCHES: Final = 16
+SENDS: Final = 17
+SEGMENTS_REFUSED: Final = 18
 DROPPED: Final = 24
 
 TOTALS: Final = {
@@ -68,6 +70,8 @@ TOTALS: Final = {
     "pool_slots": POOL_SLOTS,
     "pool_free": POOL_FREE,
     "batches": BATCHES,
+    "sends": SENDS,
+    "segments_refused": SEGMENTS_REFUSED,
     "frames_malformed": FRAMES_MALFORMED,
 }
 

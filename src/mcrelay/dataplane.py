@@ -24,6 +24,7 @@ from mcrelay import counters, worker
 from mcrelay.channel import Channel
 from mcrelay.engines.base import Engine
 from mcrelay.errors import EXIT_CODES, Busy, Error, SystemRefusal
+from mcrelay.limits import RingGeometry
 from mcrelay.messages import (
     Acknowledge,
     AddRule,
@@ -214,10 +215,12 @@ class DataPlane:
         self._change(message.ticket, replace)
 
     def _attach(self, message: AttachInterface, fd: int) -> None:
+        ring = message.ring
+        geometry = RingGeometry(ring.block_size, ring.blocks, ring.frame_size) if ring else None
         attach = (
-            functools.partial(self._engine.attach_ingress, message.slot, fd, message.mtu)
+            functools.partial(self._engine.attach_ingress, message.slot, fd, message.mtu, geometry)
             if message.direction == "ingress"
-            else functools.partial(self._engine.attach_egress, message.slot, fd)
+            else functools.partial(self._engine.attach_egress, message.slot, fd, message.mtu)
         )
 
         def done(error: int) -> None:

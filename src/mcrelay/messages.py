@@ -181,6 +181,14 @@ class Processes(Message, frozen=True):
 # --- command_sock: supervisor to data plane --------------------------------------------------------------------------
 
 
+class Ring(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The geometry of a packet socket's ring, in bytes."""
+
+    block_size: Positive
+    blocks: Positive
+    frame_size: Positive
+
+
 class AttachInterface(Message, frozen=True):
     """Receive or send on the interface with this slot through the socket that comes with the message."""
 
@@ -188,6 +196,7 @@ class AttachInterface(Message, frozen=True):
     slot: Slot
     mtu: Mtu
     direction: Direction
+    ring: Ring | None = None
 
     def descriptors(self) -> int:
         return 1
@@ -323,6 +332,8 @@ class WorkerStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pool_slots: int
     pool_free: int
     batches: int
+    sends: int  # calls that sent the copies: several copies at once where they could be segments
+    segments_refused: int
     frames_malformed: int
     dropped: dict[str, int]
 

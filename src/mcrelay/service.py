@@ -12,16 +12,26 @@ from mcrelay import process
 from mcrelay.supervisor import Options, Supervisor
 from mcrelay.worker import configure_logging, watch_loop
 
+IngressName = Literal["ring", "recv"]
 EngineName = Literal["auto", "uring", "reference"]
 
 
-def run(*, socket: str, cores: tuple[int, ...], user: str | None, engine: str, debug: bool) -> None:
+def run(
+    *,
+    socket: str,
+    cores: tuple[int, ...],
+    user: str | None,
+    engine: str,
+    ingress: str,
+    ring_memory: int,
+    debug: bool,
+) -> None:
     """Until the daemon is told to stop. Error if it cannot work here."""
     configure_logging("mcrelay", debug=debug)
     process.check_privileges()
     process.raise_descriptor_limit()
-    # click has checked the name.
-    options = Options(socket, cores, user, cast(EngineName, engine), debug)
+    # click has checked the names.
+    options = Options(socket, cores, user, cast(EngineName, engine), cast(IngressName, ingress), ring_memory, debug)
     asyncio.run(_supervise(options))
 
 

@@ -25,6 +25,7 @@ from typing import Final, Literal
 from mcrelay import __version__, counters, process
 from mcrelay.children import Child
 from mcrelay.errors import Busy, Error, RuleError, SystemRefusal
+from mcrelay.limits import RingGeometry, ring_geometry
 from mcrelay.listener import Listener
 from mcrelay.messages import (
     AddRule,
@@ -42,6 +43,7 @@ from mcrelay.messages import (
     RecordRules,
     Refused,
     RemoveRule,
+    Ring,
     RuleRecord,
     Start,
     Stats,
@@ -54,6 +56,7 @@ from mcrelay.rules import Rule, RuleSet, parse_rule
 
 log = logging.getLogger(__name__)
 
+ETHERNET_MTU: Final = 1500
 READY_S: Final = 15.0  # for all workers to start, on a loaded machine
 SHUTDOWN_S: Final = 1.5
 START_AGAIN_S: Final = 1.0  # after a worker could not even be started
@@ -67,6 +70,8 @@ class Options:
     cores: tuple[int, ...]  # one data plane worker on each
     user: str | None
     engine: Literal["auto", "uring", "reference"]
+    ingress: Literal["ring", "recv"]
+    ring_memory: int  # bytes per worker and interface
     debug: bool
 
 
@@ -135,6 +140,7 @@ class Supervisor:
                 self._start(child)
             await self._wait_for_all()
             if not self._stopping.is_set():
+                await self._replenish()
                 engines = sorted({child.engine or "?" for child in self._data})
                 log.info(
                     "ready: %d data plane worker(s) on core(s) %s, engine %s, workers run as %s, socket %s",
@@ -335,7 +341,8 @@ class Supervisor:
                 for page in self._pages:
                     page.counters.clear([active.record.counter], active.record.output_counters)
             self._record([active.record for active in added], remove)
-            return workers
+        self._spawn_task(self._loop.create_task(self._replenish()))
+        return workers
 
     @contextlib.asynccontextmanager
     async def _change(self) -> AsyncIterator[None]:
@@ -398,13 +405,24 @@ class Supervisor:
             self._attachments.check_unchanged(present[name])
             if self._attachments.has((name, direction)):
                 continue
-            attachment = await asyncio.to_thread(self._attachments.open, present[name], direction)
+            ring = self._ring_for(present[name].mtu)
+            attachment = await asyncio.to_thread(self._attachments.open, present[name], direction, ring)
             undo.push_async_callback(self._detach, (name, direction))
             workers = self._ready_workers()
             await asyncio.gather(*(self._attach(child, attachment, direction) for child in workers))
         for rule in rules:
             self._attachments.join(group(rule))
             undo.callback(self._attachments.leave, group(rule))
+
+    def _ring_for(self, mtu: int) -> RingGeometry | None:
+        if self._options.ingress == "recv" or any(child.engine == "reference" for child in self._data):
+            return None
+        return ring_geometry(mtu, self._options.ring_memory)
+
+    async def _replenish(self) -> None:
+        """Sockets for the next interface, most of which have this MTU."""
+        async with self._changing:
+            await asyncio.to_thread(self._attachments.replenish, self._ring_for(ETHERNET_MTU))
 
     async def _attach_all(self, child: Child, direction: Direction) -> None:
         for attachment in self._attachments:
@@ -413,11 +431,13 @@ class Supervisor:
 
     async def _attach(self, child: Child, attachment: Attachment, direction: Direction) -> None:
         ticket = child.ticket()
+        ring = attachment.ring if direction == "ingress" else None
         message = AttachInterface(
             ticket=ticket,
             slot=attachment.slot,
             mtu=attachment.interface.mtu,
             direction=direction,
+            ring=Ring(ring.block_size, ring.blocks, ring.frame_size) if ring else None,
         )
         await child.command(ticket, (message, [attachment.sockets[direction][child.index].fileno()]))
 

@@ -17,6 +17,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -26,6 +27,7 @@ from mcrelay import counters
 from mcrelay.engines.base import Engine
 from mcrelay.engines.reference import ReferenceEngine
 from mcrelay.engines.uring import UringEngine
+from mcrelay.limits import RING_MEMORY_DEFAULT, ring_geometry
 from mcrelay.net.interfaces import Interface
 from mcrelay.net.sockets import open_egress, open_ingress
 from mcrelay.rules import Entry, Leg, mapped
@@ -33,12 +35,20 @@ from mcrelay.rules import Entry, Leg, mapped
 IN0: Final = 0
 OUT0: Final = 1
 OUT1: Final = 2
-ENGINES: Final = {"uring": UringEngine, "reference": ReferenceEngine}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An engine, and how its packets come in."""
+
+    make: Callable[[memoryview], Engine]
+    ring: bool = False
+
+
+ENGINES: Final = {"ring": Kind(UringEngine, ring=True), "recv": Kind(UringEngine), "reference": Kind(ReferenceEngine)}
 SOCKET_BUFFER: Final = 64 * 1024 * 1024
 SO_RCVBUFFORCE: Final = 33
 IP_RECVTTL: Final = 12
-
-MakeEngine = Callable[[memoryview], Engine]
 
 
 def entry(group: str, port: int, legs: Iterable[Leg], *, counter: int = 0) -> Entry:
@@ -53,14 +63,16 @@ class Bench:
     """One engine over one topology. Sockets are the bench's, as they are the supervisor's in the daemon, so that one
     engine may follow another on them."""
 
-    def __init__(self, line: RelayLine, *, mtu: int = 1500) -> None:
+    def __init__(self, line: RelayLine, kind: Kind, *, mtu: int = 1500, ring_memory: int = RING_MEMORY_DEFAULT) -> None:
+        self.kind = kind
         self.line = line
         self.mtu = mtu
         self._map = mmap.mmap(-1, counters.PAGE_SIZE)
         self.page = counters.Page(memoryview(self._map))
         self.page.initialise()
         relay = line.relay
-        self.ingress = relay.call(open_ingress, _interface(relay, line.ingress_interface, mtu), 1)[0]
+        self.ring = ring_geometry(mtu, ring_memory) if kind.ring else None
+        self.ingress = relay.call(open_ingress, _interface(relay, line.ingress_interface, mtu), 1, self.ring)[0]
         self.egress = [
             relay.call(open_egress, _interface(relay, egress.interface, mtu), 1)[0] for egress in line.egresses
         ]
@@ -69,17 +81,24 @@ class Bench:
         self._answered: dict[int, int] = {}
         self.failure: BaseException | None = None
 
-    def start(self, make: MakeEngine) -> Engine:
+    def start(self) -> Engine:
         """A new engine, attached to everything."""
-        self.start_bare(make)
-        assert self.engine is not None
-        for slot, sock in enumerate(self.egress, start=OUT0):
-            assert self.answer(self.engine.attach_egress(slot, sock.fileno())) == 0
-        assert self.answer(self.engine.attach_ingress(IN0, self.ingress.fileno(), self.mtu)) == 0
-        return self.engine
+        engine = self.start_bare()
+        for slot in (OUT0, OUT1)[: len(self.egress)]:
+            assert self.answer(self.attach_egress(slot)) == 0
+        assert self.answer(self.attach_ingress()) == 0
+        return engine
 
-    def start_bare(self, make: MakeEngine) -> Engine:
-        self.engine = make(memoryview(self._map))
+    def attach_ingress(self) -> int:
+        assert self.engine is not None
+        return self.engine.attach_ingress(IN0, self.ingress.fileno(), self.mtu, self.ring)
+
+    def attach_egress(self, slot: int) -> int:
+        assert self.engine is not None
+        return self.engine.attach_egress(slot, self.egress[slot - OUT0].fileno(), self.mtu)
+
+    def start_bare(self) -> Engine:
+        self.engine = self.kind.make(memoryview(self._map))
         self._answered.clear()
         self._thread = threading.Thread(target=self._run, args=(self.engine,), daemon=True)
         self._thread.start()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from lab.namespaces import Lab, unsupported, wait_until
 from lab.topology import RelayLine, relay_line
-from tests.engines.bench import ENGINES, Bench
+from tests.engines.bench import ENGINES, Bench, Kind
 
 
 @pytest.fixture(scope="session")
@@ -18,17 +17,17 @@ def line() -> Iterator[RelayLine]:
     if reason := unsupported():
         pytest.skip(reason)
     with Lab() as lab:
-        yield relay_line(lab, outputs=2)
+        yield relay_line(lab, outputs=2, offloads=False)  # captures see datagrams, not runs of them
 
 
-@pytest.fixture(params=sorted(ENGINES))
-def make(request: pytest.FixtureRequest) -> Any:
+@pytest.fixture(params=ENGINES)
+def kind(request: pytest.FixtureRequest) -> Kind:
     return ENGINES[request.param]
 
 
 @pytest.fixture
-def bench(line: RelayLine, descriptors: None) -> Iterator[Bench]:
-    opened = Bench(line)
+def bench(line: RelayLine, kind: Kind, descriptors: None) -> Iterator[Bench]:
+    opened = Bench(line, kind)
     yield opened
     opened.close()
 

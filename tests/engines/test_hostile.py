@@ -10,7 +10,7 @@ import pytest
 
 from lab.capture import Injector
 from lab.frames import ethernet_ipv4, ethernet_ipv4_udp, udp_segment
-from tests.engines.bench import OUT0, Bench, MakeEngine, Receiver, entry, leg
+from tests.engines.bench import OUT0, Bench, Receiver, entry, leg
 
 SOURCE, GROUP, PORT = "203.0.113.10", "239.1.1.1", 5000
 PAYLOAD = b"not to be forwarded"
@@ -54,11 +54,11 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_packet_is_dropped_under_its_reason(bench: Bench, make: MakeEngine, kind: str) -> None:
-    build, reason = HOSTILE[kind]
+@pytest.mark.parametrize("packet", HOSTILE)
+def test_a_hostile_packet_is_dropped_under_its_reason(bench: Bench, packet: str) -> None:
+    build, reason = HOSTILE[packet]
     receiver = Receiver(bench.line.receiver, "239.2.2.2", 6000)
-    bench.start(make)
+    bench.start()
     bench.rules(entry(GROUP, PORT, [leg("239.2.2.2", 6000, OUT0)]))
     injector = Injector(bench.line.sender, "eth0")
     injector.send(build(), frame(payload=b"a good one behind it"))
@@ -82,11 +82,11 @@ GOOD: dict[str, tuple[Callable[[], bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("kind", GOOD)
-def test_an_unusual_packet_is_forwarded(bench: Bench, make: MakeEngine, kind: str) -> None:
-    build, payload = GOOD[kind]
+@pytest.mark.parametrize("packet", GOOD)
+def test_an_unusual_packet_is_forwarded(bench: Bench, packet: str) -> None:
+    build, payload = GOOD[packet]
     receiver = Receiver(bench.line.receiver, "239.2.2.2", 6000)
-    bench.start(make)
+    bench.start()
     bench.rules(entry(GROUP, PORT, [leg("239.2.2.2", 6000, OUT0)]))
     injector = Injector(bench.line.sender, "eth0")
     injector.send(build())
@@ -97,12 +97,12 @@ def test_an_unusual_packet_is_forwarded(bench: Bench, make: MakeEngine, kind: st
     receiver.sock.close()
 
 
-def test_fragments_arrive_as_one_datagram(bench: Bench, make: MakeEngine) -> None:
+def test_fragments_arrive_as_one_datagram(bench: Bench) -> None:
     """The kernel reassembles before the fanout decides (PACKET_FANOUT_FLAG_DEFRAG)."""
     payload = bytes(n % 251 for n in range(1200))
     segment = udp_segment(SOURCE, GROUP, 4000, PORT, payload)
     receiver = Receiver(bench.line.receiver, "239.2.2.2", 6000)
-    bench.start(make)
+    bench.start()
     bench.rules(entry(GROUP, PORT, [leg("239.2.2.2", 6000, OUT0)]))
     injector = Injector(bench.line.sender, "eth0")
     first, second = segment[:800], segment[800:]
@@ -115,10 +115,10 @@ def test_fragments_arrive_as_one_datagram(bench: Bench, make: MakeEngine) -> Non
     receiver.sock.close()
 
 
-def test_a_datagram_larger_than_a_slot_is_counted(bench: Bench, make: MakeEngine) -> None:
+def test_a_datagram_larger_than_a_slot_is_counted(bench: Bench) -> None:
     """A sender's fragments, reassembled, exceed what a slot for this MTU holds."""
     segment = udp_segment(SOURCE, GROUP, 4000, PORT, bytes(4000))
-    bench.start(make)
+    bench.start()
     bench.rules(entry(GROUP, PORT, [leg("239.2.2.2", 6000, OUT0)]))
     injector = Injector(bench.line.sender, "eth0")
     injector.send(

@@ -13,6 +13,7 @@ from typing import ClassVar
 from mcrelay import __version__, counters
 from mcrelay.channel import Channel
 from mcrelay.dataplane import DataPlane
+from mcrelay.limits import RingGeometry
 from mcrelay.messages import (
     Acknowledge,
     AddRule,
@@ -22,6 +23,7 @@ from mcrelay.messages import (
     Message,
     Ready,
     RemoveRule,
+    Ring,
     RuleRecord,
     Shutdown,
     Start,
@@ -55,14 +57,14 @@ class FakeEngine:
         self.told.append(command)
         return len(self.told)
 
-    def attach_ingress(self, interface: int, fd: int, mtu: int) -> int:
-        return self._note("attach_ingress", interface, mtu)
+    def attach_ingress(self, interface: int, fd: int, mtu: int, ring: RingGeometry | None = None) -> int:
+        return self._note("attach_ingress", interface, mtu, ring)
 
     def detach_ingress(self, interface: int) -> int:
         return self._note("detach_ingress", interface)
 
-    def attach_egress(self, interface: int, fd: int) -> int:
-        return self._note("attach_egress", interface)
+    def attach_egress(self, interface: int, fd: int, mtu: int) -> int:
+        return self._note("attach_egress", interface, mtu)
 
     def detach_egress(self, interface: int) -> int:
         return self._note("detach_egress", interface)
@@ -143,9 +145,12 @@ def test_commands_reach_the_engine_and_its_answers_the_supervisor() -> None:
         rig = Rig()
         await rig.until(Ready(engine="fake"))
         with open("/dev/null") as null:
-            rig.commands.send(AttachInterface(ticket=1, slot=0, mtu=1500, direction="ingress"), [null.fileno()])
+            rig.commands.send(
+                AttachInterface(ticket=1, slot=0, mtu=1500, direction="ingress", ring=Ring(4096, 2, 2048)),
+                [null.fileno()],
+            )
             await rig.told(1)
-        assert rig.engine.told == [("attach_ingress", 0, 1500)]
+        assert rig.engine.told == [("attach_ingress", 0, 1500, RingGeometry(4096, 2, 2048))]
         assert rig.said == [Ready(engine="fake")]  # nothing is acknowledged before the engine has answered
         rig.engine.say(1)
         await rig.until(Acknowledge(ticket=1))

@@ -29,6 +29,7 @@ enum {
     RIG_FEED_BYTES = 16384, /* the kernel doubles it, and counts its own overhead */
     RIG_TICKETS = 4096,   /* commands of one engine */
     RIG_MTU = 1500,
+    RIG_LOOPBACK_MTU = 65536, /* of the egress */
     RIG_PAYLOAD_MAX = RIG_MTU - 28,
     RIG_DEADLINE_MS = 20000,
 };

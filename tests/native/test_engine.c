@@ -9,7 +9,7 @@
 
 #include <errno.h>
 
-enum { BURST = 5000, TURNS = 5, PACKETS_BEFORE_TURN_MAX = 100 };
+enum { BURST = 5000, TURNS = 5, PACKETS_BEFORE_TURN_MAX = 100, WAITING = 8 };
 
 /* An engine that forwards RIG_GROUP:RIG_PORT of ingress 0 to the first `outputs` receivers. */
 static void open_forwarding(struct rig *rig, uint32_t slots, unsigned outputs, uint8_t ttl)
@@ -42,6 +42,8 @@ static void test_burst(uint32_t slots, unsigned outputs)
     CHECK_EQUAL(rig.page->copies, BURST * outputs);
     CHECK_EQUAL(rig.page->rules[0].bytes, rig.page->received_bytes);
     CHECK_EQUAL(rig.page->copies_bytes, rig.page->received_bytes * outputs);
+    CHECK(rig.page->sends > 0 && rig.page->sends <= rig.page->copies);
+    CHECK_EQUAL(rig.page->segments_refused, 0);
     if (slots)
         CHECK_EQUAL(rig.page->pool_slots, slots);
     rig_close(&rig);
@@ -176,7 +178,7 @@ static void test_egress_errors(void)
     only_ipv6 = socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (only_ipv6 >= 0) {
         CHECK_EQUAL(setsockopt(only_ipv6, IPPROTO_IPV6, IPV6_V6ONLY, &yes, sizeof(yes)), 0);
-        CHECK_EQUAL(rig_answer(&rig, engine_attach_egress(rig.engine, 2, only_ipv6)), 0);
+        CHECK_EQUAL(rig_answer(&rig, engine_attach_egress(rig.engine, 2, only_ipv6, RIG_LOOPBACK_MTU)), 0);
     } /* else the slot has no egress, which counts the same */
     description_rule(&rules, RIG_GROUP, RIG_PORT, 0, 5, 7);
     description_output(&rules, RIG_LOOPBACK, rig.ports[0], 63, 0, 10); /* no egress attached */
@@ -204,7 +206,7 @@ static void test_egress_errors(void)
     rig_wait_received(&rig, 2);
     CHECK_EQUAL(page->dropped[DROP_EGRESS_UNREACHABLE], 1);
     CHECK_EQUAL(page->rules[0].dropped, 1);
-    CHECK_EQUAL(rig_answer(&rig, engine_attach_egress(rig.engine, 0, rig.egress)), 0);
+    CHECK_EQUAL(rig_answer(&rig, engine_attach_egress(rig.engine, 0, rig.egress, RIG_LOOPBACK_MTU)), 0);
     /* Of several reasons the first in their order counts, whichever copy it was of. */
     for (unsigned turned = 0; turned < 2; turned++) {
         description_rule(&rules, RIG_GROUP, RIG_PORT, 0, 2, 8);
@@ -300,6 +302,43 @@ static void test_turns(void)
     rig_close(&rig);
 }
 
+/* Packets of one length that waited leave as segments of few sends, unless their egress refuses: it does without UDP
+ * checksums (SO_NO_CHECK: EINVAL), and then all of them leave one by one, in order, and none is lost. */
+static void test_segments(bool refused)
+{
+    struct description rules = {0};
+    uint8_t payload[RIG_PAYLOAD_MAX];
+    struct rig rig;
+    int yes = 1;
+
+    check_case("segments%s", refused ? " refused" : "");
+    rig_open(&rig);
+    if (refused)
+        CHECK_EQUAL(setsockopt(rig.egress, SOL_SOCKET, SO_NO_CHECK, &yes, sizeof(yes)), 0);
+    rig_describe(&rig, &rules, 2, 0);
+    rig_run(&rig);
+    rig_set_rules(&rig, &rules);
+    for (uint8_t i = 0; i < WAITING; i++)
+        rig_send(&rig, 0, 64, &i, 1);
+    rig_attach(&rig, 0, 64);
+    for (uint8_t i = 0; i < WAITING; i++)
+        for (unsigned r = 0; r < 2; r++) {
+            CHECK_EQUAL(rig_receive(&rig, r, payload, NULL), 1);
+            CHECK_EQUAL(payload[0], i);
+        }
+    rig_wait_received(&rig, WAITING);
+    CHECK_EQUAL(rig.page->copies, 2 * WAITING);
+    CHECK_EQUAL(rig.page->forwarded, WAITING);
+    if (refused) {
+        CHECK_EQUAL(rig.page->sends, 2 * WAITING);
+        CHECK(rig.page->segments_refused > 0);
+    } else {
+        CHECK(rig.page->sends < WAITING); /* two, as a rule */
+        CHECK_EQUAL(rig.page->segments_refused, 0);
+    }
+    rig_close(&rig);
+}
+
 int main(void)
 {
     test_burst(4, 1);
@@ -307,6 +346,8 @@ int main(void)
     test_burst(1, 1);
     test_burst(2048, 3);
     test_burst(0, 1);
+    test_segments(false);
+    test_segments(true);
     test_ttl();
     test_empty();
     test_dropped();

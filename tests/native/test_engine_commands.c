@@ -18,7 +18,7 @@ enum {
 
 static int64_t attach(struct rig *rig, unsigned interface)
 {
-    return engine_attach_ingress(rig->engine, interface, rig->ingress[0], RIG_MTU, 4);
+    return engine_attach_receive(rig->engine, interface, rig->ingress[0], RIG_MTU, 4);
 }
 
 static int64_t set_rules(struct rig *rig, const struct description *rules)
@@ -38,8 +38,8 @@ static void test_answers(void)
         CHECK_EQUAL(rig_answer(&rig, engine_detach_egress(rig.engine, 63)), -ENOENT);
         CHECK_EQUAL(rig_answer(&rig, attach(&rig, 63)), 0);
         CHECK_EQUAL(rig_answer(&rig, attach(&rig, 63)), -EEXIST);
-        CHECK_EQUAL(rig_answer(&rig, engine_attach_egress(rig.engine, 63, rig.egress)), 0);
-        CHECK_EQUAL(rig_answer(&rig, engine_attach_egress(rig.engine, 63, rig.egress)), 0);
+        CHECK_EQUAL(rig_answer(&rig, engine_attach_egress(rig.engine, 63, rig.egress, RIG_LOOPBACK_MTU)), 0);
+        CHECK_EQUAL(rig_answer(&rig, engine_attach_egress(rig.engine, 63, rig.egress, RIG_LOOPBACK_MTU)), 0);
         CHECK_EQUAL(rig_answer(&rig, engine_detach_egress(rig.engine, 63)), 0);
         CHECK_EQUAL(rig_answer(&rig, engine_detach_ingress(rig.engine, 63)), 0);
     }
@@ -105,7 +105,7 @@ static void test_broken_ingress(void)
     check_case("ingress that cannot be received from");
     rig_open(&rig);
     rig_run(&rig);
-    CHECK_EQUAL(rig_answer(&rig, engine_attach_ingress(rig.engine, 0, rig.command_fd, RIG_MTU, 4)), 0);
+    CHECK_EQUAL(rig_answer(&rig, engine_attach_receive(rig.engine, 0, rig.command_fd, RIG_MTU, 4)), 0);
     before = rig.page->batches;
     poll(NULL, 0, 300);
     CHECK(rig.page->batches - before < 20);
@@ -123,12 +123,12 @@ static void test_arguments(void)
     rig_open(&rig);
     CHECK_EQUAL(attach(&rig, 64), -EINVAL);
     CHECK_EQUAL(attach(&rig, 256), -EINVAL); /* 0, if it were cut to 8 bits too early */
-    CHECK_EQUAL(engine_attach_ingress(rig.engine, 0, -1, RIG_MTU, 4), -EINVAL);
-    CHECK_EQUAL(engine_attach_ingress(rig.engine, 0, rig.ingress[0], 67, 4), -EINVAL);
-    CHECK_EQUAL(engine_attach_ingress(rig.engine, 0, rig.ingress[0], RIG_MTU, 3), -EINVAL);
+    CHECK_EQUAL(engine_attach_receive(rig.engine, 0, -1, RIG_MTU, 4), -EINVAL);
+    CHECK_EQUAL(engine_attach_receive(rig.engine, 0, rig.ingress[0], 67, 4), -EINVAL);
+    CHECK_EQUAL(engine_attach_receive(rig.engine, 0, rig.ingress[0], RIG_MTU, 3), -EINVAL);
     CHECK_EQUAL(engine_detach_ingress(rig.engine, 64), -EINVAL);
-    CHECK_EQUAL(engine_attach_egress(rig.engine, 64, rig.egress), -EINVAL);
-    CHECK_EQUAL(engine_attach_egress(rig.engine, 0, -1), -EINVAL);
+    CHECK_EQUAL(engine_attach_egress(rig.engine, 64, rig.egress, RIG_LOOPBACK_MTU), -EINVAL);
+    CHECK_EQUAL(engine_attach_egress(rig.engine, 0, -1, RIG_LOOPBACK_MTU), -EINVAL);
     CHECK_EQUAL(engine_detach_egress(rig.engine, 64), -EINVAL);
     rig_describe(&rig, &rules, 1, 0);
     CHECK_EQUAL(engine_set_rules(rig.engine, rules.bytes, rules.length - 1), -EINVAL);
@@ -159,7 +159,7 @@ static void test_busy(void)
             CHECK_EQUAL(set_rules(&rig, &rules), -EBUSY);
             CHECK_EQUAL(attach(&rig, 0), -EBUSY);
             CHECK_EQUAL(engine_detach_ingress(rig.engine, 0), -EBUSY);
-            CHECK_EQUAL(engine_attach_egress(rig.engine, 0, rig.egress), -EBUSY);
+            CHECK_EQUAL(engine_attach_egress(rig.engine, 0, rig.egress, RIG_LOOPBACK_MTU), -EBUSY);
             CHECK_EQUAL(engine_detach_egress(rig.engine, 0), -EBUSY);
             CHECK_EQUAL(engine_stop(rig.engine), -EBUSY);
             CHECK(!engine_answer(rig.engine, &answer));

@@ -17,24 +17,65 @@ enum { MTU = 1500, SLOTS = 4, FRAME = 60 };
 static struct ingress *ingress;
 static struct counters_page *page;
 
+/* The room that an ingress asks for in front of each frame, as it tells the kernel when it arms. */
+static const struct msghdr *shape_of(struct ingress *any)
+{
+    struct io_uring_sqe sqe;
+
+    memset(&sqe, 0, sizeof(sqe));
+    any->kind->arm(any, &sqe);
+    CHECK_EQUAL(sqe.opcode, IORING_OP_RECVMSG);
+    CHECK_EQUAL(sqe.fd, any->fd);
+    CHECK_EQUAL(sqe.buf_group, any->interface);
+    CHECK(sqe.flags & IOSQE_BUFFER_SELECT);
+    return (const struct msghdr *)(uintptr_t)sqe.addr;
+}
+
 static size_t head_room(void)
 {
-    return sizeof(struct io_uring_recvmsg_out) + ingress->shape.msg_namelen + ingress->shape.msg_controllen;
+    const struct msghdr *shape = shape_of(ingress);
+
+    return sizeof(struct io_uring_recvmsg_out) + shape->msg_namelen + shape->msg_controllen;
 }
 
-static uint8_t *slot_memory(uint32_t slot)
-{
-    return ingress->memory + slot * ingress->slot_size;
-}
-
-static void complete(uint32_t slot, int result, bool more)
+static void complete_of(struct ingress *any, uint32_t slot, int result, bool more)
 {
     struct io_uring_cqe cqe = {
         .res = result,
         .flags = slot << IORING_CQE_BUFFER_SHIFT | IORING_CQE_F_BUFFER | (more ? IORING_CQE_F_MORE : 0),
     };
 
-    ingress_complete(ingress, &cqe, page);
+    any->kind->complete(any, &cqe, page);
+}
+
+/* Where a slot lies, which a frame in it tells. */
+static uint8_t *slot_of(struct ingress *any, uint32_t slot)
+{
+    struct frame frame;
+    uint32_t taken;
+
+    complete_of(any, slot, (int)head_room(), true);
+    CHECK(any->kind->next(any, &taken, &frame));
+    CHECK_EQUAL(taken, slot);
+    CHECK(pool_release(&any->pool, slot));
+    return (uint8_t *)(uintptr_t)frame.data - head_room();
+}
+
+static uint8_t *slot_memory(uint32_t slot)
+{
+    return slot_of(ingress, slot);
+}
+
+/* Slots lie one behind the other. */
+static size_t slot_size_of(struct ingress *any)
+{
+    CHECK(any->pool.size > 1);
+    return (size_t)(slot_of(any, 1) - slot_of(any, 0));
+}
+
+static void complete(uint32_t slot, int result, bool more)
+{
+    complete_of(ingress, slot, result, more);
 }
 
 /* What the kernel writes for one packet. */
@@ -81,24 +122,24 @@ static void test_metadata(const struct metadata_case *c, uint32_t slot)
     check_case("%s", c->name);
     out.namelen = c->no_name ? 0 : sizeof(link);
     out.controllen = c->no_control ? 0 : (uint32_t)CMSG_SPACE(sizeof(auxiliary));
-    memset(memory, 0xa5, ingress->slot_size); /* whatever was there before */
+    memset(memory, 0xa5, slot_size_of(ingress)); /* whatever was there before */
     memcpy(memory, &out, sizeof(out));
     memcpy(memory + sizeof(out), &link, sizeof(link));
     if (!c->no_control) {
-        memcpy(memory + sizeof(out) + ingress->shape.msg_namelen, &control, sizeof(control));
-        memcpy(memory + sizeof(out) + ingress->shape.msg_namelen + CMSG_LEN(0), &auxiliary, sizeof(auxiliary));
+        memcpy(memory + sizeof(out) + shape_of(ingress)->msg_namelen, &control, sizeof(control));
+        memcpy(memory + sizeof(out) + shape_of(ingress)->msg_namelen + CMSG_LEN(0), &auxiliary, sizeof(auxiliary));
     }
     complete(slot, (int)head_room() + FRAME, true);
-    CHECK(ingress_next(ingress, &taken, &frame));
+    CHECK(ingress->kind->next(ingress, &taken, &frame));
     CHECK_EQUAL(taken, slot);
     CHECK(frame.data == memory + head_room());
     CHECK_EQUAL(frame.length, FRAME);
     CHECK_EQUAL(frame.reason, c->expected);
     CHECK_EQUAL(frame.checksum_vouched, c->expected_vouched);
-    CHECK(!ingress_next(ingress, &taken, &frame));
+    CHECK(!ingress->kind->next(ingress, &taken, &frame));
     CHECK(pool_release(&ingress->pool, slot));
-    ingress_return(ingress, slot);
-    ingress_publish(ingress);
+    ingress->kind->give_back(ingress, slot);
+    ingress->kind->publish(ingress);
 }
 
 /* A completion that cannot hold a packet is a truncated frame and gives its slot back like any other. */
@@ -112,7 +153,7 @@ static void test_short_completions(void)
 
         check_case("completion with result %d", results[i]);
         complete(0, results[i], true);
-        CHECK(ingress_next(ingress, &slot, &frame));
+        CHECK(ingress->kind->next(ingress, &slot, &frame));
         CHECK_EQUAL(frame.reason, DROP_TRUNCATED);
         CHECK(pool_release(&ingress->pool, slot));
     }
@@ -124,7 +165,7 @@ static void test_order(void)
     const uint32_t order[SLOTS] = {2, 0, 3, 1};
 
     check_case("order");
-    memset(ingress->memory, 0, ingress->memory_size);
+    memset(slot_memory(0), 0, SLOTS * slot_size_of(ingress));
     for (unsigned round = 0; round < 5; round++) { /* the queue's ends wrap at different places */
         struct frame frame;
         uint32_t slot;
@@ -133,12 +174,12 @@ static void test_order(void)
             complete(order[i], (int)head_room() + (int)i, true);
         CHECK_EQUAL(ingress->pool.free, round % 2);
         for (unsigned i = 0; i < SLOTS - round % 2; i++) {
-            CHECK(ingress_next(ingress, &slot, &frame));
+            CHECK(ingress->kind->next(ingress, &slot, &frame));
             CHECK_EQUAL(slot, order[i]);
             CHECK_EQUAL(frame.length, i);
             CHECK(pool_release(&ingress->pool, slot));
         }
-        CHECK(!ingress_next(ingress, &slot, &frame));
+        CHECK(!ingress->kind->next(ingress, &slot, &frame));
     }
 }
 
@@ -151,26 +192,26 @@ static void test_ends(void)
 
     check_case("out of slots");
     ingress->armed = true;
-    ingress_complete(ingress, &cqe, page);
+    ingress->kind->complete(ingress, &cqe, page);
     CHECK(!ingress->armed && !ingress->failed);
     CHECK_EQUAL(page->pool_exhausted, exhausted + 1);
     check_case("cancelled");
     cqe.res = -ECANCELED;
     ingress->armed = true;
-    ingress_complete(ingress, &cqe, page);
+    ingress->kind->complete(ingress, &cqe, page);
     CHECK(!ingress->armed && !ingress->failed);
     check_case("interface down");
     cqe.res = -ENETDOWN;
     ingress->armed = true;
-    ingress_complete(ingress, &cqe, page);
+    ingress->kind->complete(ingress, &cqe, page);
     CHECK(!ingress->armed && ingress->failed);
     check_case("last completion with a packet");
     ingress->armed = true;
     complete(1, (int)head_room(), false);
     CHECK(!ingress->armed && !ingress->failed);
-    CHECK(ingress_next(ingress, &slot, &frame));
+    CHECK(ingress->kind->next(ingress, &slot, &frame));
     CHECK(pool_release(&ingress->pool, slot));
-    CHECK(!ingress_next(ingress, &slot, &frame));
+    CHECK(!ingress->kind->next(ingress, &slot, &frame));
 }
 
 static void refuse(const char *name, unsigned interface, int fd, uint32_t mtu, uint32_t slots)
@@ -178,7 +219,7 @@ static void refuse(const char *name, unsigned interface, int fd, uint32_t mtu, u
     struct ingress *refused = NULL;
 
     check_case("%s", name);
-    CHECK_EQUAL(ingress_new(&refused, (uint8_t)interface, fd, mtu, slots), -EINVAL);
+    CHECK_EQUAL(receive_new(&refused, (uint8_t)interface, fd, mtu, slots), -EINVAL);
     CHECK(!refused);
 }
 
@@ -194,10 +235,10 @@ static void test_sizes(void)
         struct ingress *any;
 
         check_case("default slots for an MTU of %u", mtu);
-        CHECK_EQUAL(ingress_new(&any, 63, 0, mtu, 0), 0);
+        CHECK_EQUAL(receive_new(&any, 63, 0, mtu, 0), 0);
         CHECK(any->pool.size > 0 && (any->pool.size & (any->pool.size - 1)) == 0);
-        CHECK(any->memory_size <= 16 * 1024 * 1024);
-        CHECK(any->slot_size >= head_room() + mtu);
+        CHECK(any->pool.size * slot_size_of(any) <= 16 * 1024 * 1024);
+        CHECK(slot_size_of(any) >= head_room() + mtu);
         ingress_free(any);
     }
     ingress_free(NULL);
@@ -224,7 +265,7 @@ static void test_unmapped(void)
     check_case("what was mapped is unmapped");
     before = pages_mapped();
     for (unsigned round = 0; round < rounds; round++) {
-        CHECK_EQUAL(ingress_new(&any, 1, 0, MTU, 1), 0);
+        CHECK_EQUAL(receive_new(&any, 1, 0, MTU, 1), 0);
         ingress_free(any);
     }
     CHECK(pages_mapped() <= before + tolerated);
@@ -234,7 +275,7 @@ int main(void)
 {
     page = mmap(NULL, sizeof(*page), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(page != MAP_FAILED);
-    CHECK_EQUAL(ingress_new(&ingress, 5, 0, MTU, SLOTS), 0);
+    CHECK_EQUAL(receive_new(&ingress, 5, 0, MTU, SLOTS), 0);
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
         test_metadata(&cases[i], (uint32_t)(i % SLOTS));
     test_short_completions();

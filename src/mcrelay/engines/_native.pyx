@@ -35,9 +35,11 @@ cdef extern from "engine.h":
     int engine_open(engine **out, counters_page *counters, int command_fd, int answer_fd)
     int engine_run(engine *engine) nogil
     void engine_close(engine *engine)
-    int64_t engine_attach_ingress(engine *engine, unsigned interface, int fd, uint32_t mtu, uint32_t slots)
+    int64_t engine_attach_receive(engine *engine, unsigned interface, int fd, uint32_t mtu, uint32_t slots)
+    int64_t engine_attach_ring(engine *engine, unsigned interface, int fd, uint32_t block_size, uint32_t blocks,
+                               uint32_t frame_size)
     int64_t engine_detach_ingress(engine *engine, unsigned interface)
-    int64_t engine_attach_egress(engine *engine, unsigned interface, int fd)
+    int64_t engine_attach_egress(engine *engine, unsigned interface, int fd, uint32_t mtu)
     int64_t engine_detach_egress(engine *engine, unsigned interface)
     int64_t engine_set_rules(engine *engine, const uint8_t *records, size_t length)
     int64_t engine_stop(engine *engine)
@@ -103,14 +105,17 @@ cdef class Engine:
             result = engine_run(opened)
         check(result)
 
-    def attach_ingress(self, unsigned interface, int fd, uint32_t mtu, uint32_t slots):
-        return check(engine_attach_ingress(self._open(), interface, fd, mtu, slots))
+    def attach_receive(self, unsigned interface, int fd, uint32_t mtu, uint32_t slots):
+        return check(engine_attach_receive(self._open(), interface, fd, mtu, slots))
+
+    def attach_ring(self, unsigned interface, int fd, uint32_t block_size, uint32_t blocks, uint32_t frame_size):
+        return check(engine_attach_ring(self._open(), interface, fd, block_size, blocks, frame_size))
 
     def detach_ingress(self, unsigned interface):
         return check(engine_detach_ingress(self._open(), interface))
 
-    def attach_egress(self, unsigned interface, int fd):
-        return check(engine_attach_egress(self._open(), interface, fd))
+    def attach_egress(self, unsigned interface, int fd, uint32_t mtu):
+        return check(engine_attach_egress(self._open(), interface, fd, mtu))
 
     def detach_egress(self, unsigned interface):
         return check(engine_detach_egress(self._open(), interface))

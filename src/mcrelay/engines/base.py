@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar, Protocol
 
+from mcrelay.limits import RingGeometry
 from mcrelay.rules import Entry
 
 
@@ -33,17 +34,18 @@ class Engine(Protocol):
 
     # Commands. BlockingIOError: too many are waiting; OSError or OverflowError: wrong arguments. Nothing has happened.
 
-    def attach_ingress(self, interface: int, fd: int, mtu: int) -> int:
-        """Receive from the packet socket `fd` what is addressed to this interface's rules. Answers EEXIST if there is
-        one already."""
+    def attach_ingress(self, interface: int, fd: int, mtu: int, ring: RingGeometry | None = None) -> int:
+        """Receive from the packet socket `fd` what is addressed to this interface's rules: from its ring if it has one,
+        else by receives of up to `mtu` bytes. Answers EEXIST if there is one already."""
         ...
 
     def detach_ingress(self, interface: int) -> int:
         """Answers ENOENT if there is none."""
         ...
 
-    def attach_egress(self, interface: int, fd: int) -> int:
-        """Send this interface's outputs through the UDP socket `fd`, instead of the one before."""
+    def attach_egress(self, interface: int, fd: int, mtu: int) -> int:
+        """Send this interface's outputs through the UDP socket `fd`, instead of the one before. What exceeds `mtu` with
+        its headers is left to the kernel to fragment."""
         ...
 
     def detach_egress(self, interface: int) -> int:

@@ -26,8 +26,10 @@ from mcrelay.counters import (
     REASON,
     RECEIVED,
     RECEIVED_BYTES,
+    SENDS,
     Page,
 )
+from mcrelay.limits import RingGeometry
 from mcrelay.rules import Entry, Leg
 
 # linux/if_packet.h
@@ -147,13 +149,15 @@ class ReferenceEngine:
     def answer_fd(self) -> int:
         return self._answer_fd
 
-    def attach_ingress(self, interface: int, fd: int, mtu: int) -> int:
+    def attach_ingress(self, interface: int, fd: int, mtu: int, ring: RingGeometry | None = None) -> int:
+        if ring is not None:
+            raise OSError(errno.EOPNOTSUPP, "engine reference reads no ring")
         return self._submit(lambda: self._do_attach_ingress(interface, fd, mtu))
 
     def detach_ingress(self, interface: int) -> int:
         return self._submit(lambda: self._do_detach_ingress(interface))
 
-    def attach_egress(self, interface: int, fd: int) -> int:
+    def attach_egress(self, interface: int, fd: int, mtu: int) -> int:
         return self._submit(lambda: self._do_attach_egress(interface, fd))
 
     def detach_egress(self, interface: int) -> int:
@@ -338,6 +342,7 @@ class ReferenceEngine:
                 self._page.count_output_dropped(leg.counter, reasons[-1])
         if copies:
             self._page.count(COPIES, copies)
+            self._page.count(SENDS, copies)
             self._page.count(COPIES_BYTES, copies * size)
             self._page.count(FORWARDED)
             self._page.count_rule(entry.counter, forwarded=1)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from mcrelay.engines import _native
+from mcrelay.limits import RingGeometry
 from mcrelay.rules import Entry
 
 
@@ -37,14 +38,16 @@ class UringEngine:
     def run(self) -> None:
         self._native.run()
 
-    def attach_ingress(self, interface: int, fd: int, mtu: int) -> int:
-        return self._native.attach_ingress(interface, fd, mtu, self._slots)
+    def attach_ingress(self, interface: int, fd: int, mtu: int, ring: RingGeometry | None = None) -> int:
+        if ring is None:
+            return self._native.attach_receive(interface, fd, mtu, self._slots)
+        return self._native.attach_ring(interface, fd, ring.block_size, ring.blocks, ring.frame_size)
 
     def detach_ingress(self, interface: int) -> int:
         return self._native.detach_ingress(interface)
 
-    def attach_egress(self, interface: int, fd: int) -> int:
-        return self._native.attach_egress(interface, fd)
+    def attach_egress(self, interface: int, fd: int, mtu: int) -> int:
+        return self._native.attach_egress(interface, fd, mtu)
 
     def detach_egress(self, interface: int) -> int:
         return self._native.detach_egress(interface)

@@ -10,6 +10,7 @@ Closing a packet socket waits for the kernel's other cores (synchronize_net), so
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from ipaddress import IPv4Address
 from typing import TypeVar
 
 from mcrelay.errors import RuleError, SystemRefusal
-from mcrelay.limits import INTERFACES_MAX
+from mcrelay.limits import INTERFACES_MAX, RingGeometry
 from mcrelay.messages import Direction
 from mcrelay.net import sockets
 from mcrelay.net.interfaces import Interface
@@ -34,6 +35,7 @@ class Attachment:
 
     slot: int
     interface: Interface
+    ring: RingGeometry | None = None  # of the ingress sockets, if they have one
     sockets: dict[Direction, list[socket.socket]] = field(default_factory=dict)
 
 
@@ -53,6 +55,7 @@ class Attachments:
         self._memberships = sockets.Memberships()
         self._uses: Counter[Need] = Counter()
         self._joined: Counter[Group] = Counter()
+        self._stock: tuple[RingGeometry, list[socket.socket]] | None = None
 
     def __iter__(self) -> Iterator[Attachment]:
         return iter(self._by_name.values())
@@ -68,14 +71,27 @@ class Attachments:
         name, direction = need
         return name in self._by_name and direction in self._by_name[name].sockets
 
-    def open(self, interface: Interface, direction: Direction) -> Attachment:
-        """Open the sockets of one direction, one per worker. RuleError if the host has too many interfaces in use,
-        SystemRefusal if the kernel will not."""
+    def open(self, interface: Interface, direction: Direction, ring: RingGeometry | None) -> Attachment:
+        """Open the sockets of one direction, one per worker; for ingress with this ring. RuleError if the host has too
+        many interfaces in use, SystemRefusal if the kernel will not."""
         attachment = self._by_name.get(interface.name) or Attachment(self._free_slot(), interface)
-        open_sockets = sockets.open_ingress if direction == "ingress" else sockets.open_egress
-        attachment.sockets[direction] = open_sockets(interface, self._workers)
+        if direction == "ingress":
+            stock, self._stock = self._stock, None
+            prepared = stock[1] if stock and stock[0] == ring else None
+            if stock and prepared is None:
+                _close_all(stock[1])
+            attachment.sockets[direction] = sockets.open_ingress(interface, self._workers, ring, prepared)
+            attachment.ring = ring
+        else:
+            attachment.sockets[direction] = sockets.open_egress(interface, self._workers)
         self._by_name[interface.name] = attachment
         return attachment
+
+    def replenish(self, ring: RingGeometry | None) -> None:
+        """Prepare sockets for the next interface, so that its first rule need not wait for them. Best effort."""
+        if self._stock is None and ring is not None:
+            with contextlib.suppress(OSError):
+                self._stock = ring, sockets.prepare_ingress(self._workers, ring)
 
     def _free_slot(self) -> int:
         used = {attachment.slot for attachment in self}
@@ -133,7 +149,9 @@ class Attachments:
 
     async def close_all(self) -> None:
         self._memberships.close()
-        await asyncio.to_thread(_close_all, [sock for a in self for opened in a.sockets.values() for sock in opened])
+        stock = self._stock[1] if self._stock else []
+        open_sockets = [sock for a in self for opened in a.sockets.values() for sock in opened]
+        await asyncio.to_thread(_close_all, stock + open_sockets)
         self._by_name.clear()
 
 

@@ -11,11 +11,11 @@ from typing import Any, Final
 from pyroute2 import AsyncIPRoute
 
 from mcrelay.errors import RuleError
+from mcrelay.limits import MTU_MAX
 
 AF_INET: Final = 2
 IFF_UP: Final = 1
 MTU_MIN: Final = 68  # RFC 791
-MTU_MAX: Final = 65536  # the loopback's; what is longer cannot be one IPv4 packet
 NAMES_SHOWN: Final = 20  # to somebody who mistyped one
 
 

@@ -19,11 +19,13 @@ import errno
 import socket
 import struct
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from ipaddress import IPv4Address
 from typing import Final
 
 from mcrelay.errors import SystemRefusal
+from mcrelay.limits import RingGeometry
 from mcrelay.net.interfaces import Interface
 from mcrelay.steering import Instruction, drop_filter, steering_program, udp_filter
 
@@ -31,7 +33,10 @@ from mcrelay.steering import Instruction, drop_filter, steering_program, udp_fil
 SO_ATTACH_FILTER: Final = 26
 SO_RCVBUFFORCE: Final = 33
 SO_SNDBUFFORCE: Final = 32
+PACKET_RX_RING: Final = 5
 PACKET_AUXDATA: Final = 8
+PACKET_VERSION: Final = 10
+TPACKET_V2: Final = 1
 PACKET_FANOUT: Final = 18
 PACKET_FANOUT_DATA: Final = 22
 PACKET_IGNORE_OUTGOING: Final = 23
@@ -59,21 +64,24 @@ def _set_program(sock: socket.socket, level: int, option: int, program: Sequence
     sock.setsockopt(level, option, bytes(description))
 
 
-def open_ingress(interface: Interface, workers: int) -> list[socket.socket]:
-    """One packet socket for each worker, together one fanout group over the interface's incoming IPv4 UDP."""
+def open_ingress(
+    interface: Interface,
+    workers: int,
+    ring: RingGeometry | None = None,
+    prepared: list[socket.socket] | None = None,
+) -> list[socket.socket]:
+    """One packet socket for each worker, together one fanout group over the interface's incoming IPv4 UDP; each with a
+    ring of its own, or to be received from. `prepared`, if given, are sockets of prepare_ingress for the same ring, and
+    are the caller's no more."""
     with ExitStack() as stack:
-        sockets = []
         group: int | None = None
         try:
-            for _ in range(workers):
-                sock = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0))
-                _set_program(sock, socket.SOL_SOCKET, SO_ATTACH_FILTER, drop_filter())
-                sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
-                sock.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
-                sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+            sockets = prepared if prepared is not None else prepare_ingress(workers, ring)
+            for sock in sockets:
+                stack.callback(sock.close)
+            for sock in sockets:
                 sock.bind((interface.name, ETH_P_IP))
                 group = _join_fanout(sock, group)
-                sockets.append(sock)
             _set_program(sockets[0], SOL_PACKET, PACKET_FANOUT_DATA, steering_program())
             for sock in sockets:
                 _set_program(sock, socket.SOL_SOCKET, SO_ATTACH_FILTER, udp_filter())
@@ -83,6 +91,46 @@ def open_ingress(interface: Interface, workers: int) -> list[socket.socket]:
             ) from None
         stack.pop_all()
         return sockets
+
+
+def prepare_ingress(workers: int, ring: RingGeometry | None) -> list[socket.socket]:
+    """Packet sockets that are bound to nothing yet and take nothing. OSError if they cannot be had.
+
+    To set up a ring takes tens of milliseconds, since the kernel waits for its other cores (synchronize_net); all of
+    them at once take as long as one."""
+    with ExitStack() as stack, ThreadPoolExecutor(workers) as threads:
+        preparing = [threads.submit(_prepare_ingress, ring) for _ in range(workers)]
+        wait(preparing)
+        for one in preparing:
+            if not one.exception():
+                stack.callback(one.result().close)
+        sockets = [one.result() for one in preparing]  # raises what went wrong
+        stack.pop_all()
+        return sockets
+
+
+def _prepare_ingress(ring: RingGeometry | None) -> socket.socket:
+    """A packet socket that is not bound yet and takes nothing."""
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+    try:
+        _set_program(sock, socket.SOL_SOCKET, SO_ATTACH_FILTER, drop_filter())
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+        sock.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
+        sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+        if ring is not None:
+            _set_up_ring(sock, ring)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _set_up_ring(sock: socket.socket, ring: RingGeometry) -> None:
+    frames = ring.block_size // ring.frame_size * ring.blocks
+    sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V2)
+    sock.setsockopt(
+        SOL_PACKET, PACKET_RX_RING, struct.pack("=IIII", ring.block_size, ring.blocks, ring.frame_size, frames)
+    )
 
 
 def _join_fanout(sock: socket.socket, group: int | None) -> int:

@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * ingress.h: what the engine needs of a way in: frames out of it, slots back into it.
+ *
+ * Two kinds stand behind it: ring.c (frames in a ring that is mapped from the packet socket) and receive.c (io_uring
+ * receives into buffers of our own). An ingress owns its slots and their accounting. It borrows the socket: the
+ * supervisor opened it and keeps it, so packets that arrive while no worker runs wait there for the next one. It knows
+ * nothing of rules.
+ */
+#ifndef MCRELAY_INGRESS_H
+#define MCRELAY_INGRESS_H
+
+#include "pool.h"
+
+#include <liburing.h>
+#include <stddef.h>
+
+/* One frame as it lies in a slot, from the network header on. */
+struct frame {
+    const uint8_t *data;
+    size_t length;
+    enum drop_reason reason; /* what the metadata alone already says, or DROP_NONE */
+    bool checksum_vouched;
+};
+
+struct ingress;
+
+/* All on the engine's thread but free. */
+struct ingress_kind {
+    /* Begin and end to work on this io_uring. */
+    int (*enter)(struct ingress *ingress, struct io_uring *ring);
+    void (*leave)(struct ingress *ingress, struct io_uring *ring);
+    /* Prepare what waits for frames; only if it does not wait already and there is reason to. */
+    bool (*wants_arming)(const struct ingress *ingress);
+    void (*arm)(struct ingress *ingress, struct io_uring_sqe *sqe);
+    /* Take note of a completion of that. */
+    void (*complete)(struct ingress *ingress, const struct io_uring_cqe *cqe, struct counters_page *counters);
+    /* Take the oldest frame; false if there is none. The engine becomes its slot's one holder. */
+    bool (*next)(struct ingress *ingress, uint32_t *slot, struct frame *frame);
+    /* Give a slot back to the kernel. Seen by it after publish at the latest. */
+    void (*give_back)(struct ingress *ingress, uint32_t slot);
+    void (*publish)(struct ingress *ingress);
+    /* Nothing is left that was taken from the kernel and not given to the engine. */
+    bool (*is_drained)(const struct ingress *ingress);
+    void (*free)(struct ingress *ingress);
+};
+
+struct ingress {
+    const struct ingress_kind *kind;
+    int fd;
+    uint8_t interface; /* slot number */
+    bool armed;        /* something is in flight that waits for frames */
+    bool detaching;
+    bool failed;     /* waiting ended with an error: armed again by the timer, not at once */
+    bool statistics; /* the socket can tell how many packets the kernel dropped */
+    uint64_t detach_ticket;
+    struct pool pool;
+};
+
+/* Packets that the kernel dropped on this socket since the last call (PACKET_STATISTICS, packet(7)). */
+uint32_t ingress_overruns(struct ingress *ingress);
+
+/* What the link layer says about a frame, whichever way it is told: tp_status bits and sll_pkttype of packet(7). */
+void ingress_judge(struct frame *frame, uint32_t status, uint8_t packet_type);
+
+static inline void ingress_free(struct ingress *ingress)
+{
+    if (ingress)
+        ingress->kind->free(ingress);
+}
+
+#endif

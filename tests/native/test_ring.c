@@ -1,0 +1,436 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * test_ring.c: reading a ring that kernel and worker share. The kernel's part is played here, in a heap block of the
+ * ring's exact size: frames are written as packet(7) and linux/if_packet.h say (TPACKET_V2), their status last.
+ */
+#include "ring.h"
+
+#include "check.h"
+
+#include <errno.h>
+#include <linux/if_packet.h>
+#include <poll.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(at, size) ((void)(at), (void)(size))
+#define ASAN_UNPOISON_MEMORY_REGION(at, size) ((void)(at), (void)(size))
+#endif
+
+enum {
+    FRAME_SIZE = 128,
+    PER_BLOCK = 3,
+    REST = 64, /* at the end of a block, too small for a frame */
+    BLOCK_BYTES = PER_BLOCK * FRAME_SIZE + REST,
+    BLOCKS = 3,
+    FRAMES = BLOCKS * PER_BLOCK,
+    ADDRESS_AT = TPACKET_ALIGN(sizeof(struct tpacket2_hdr)),
+    NET = TPACKET_ALIGN(ADDRESS_AT + sizeof(struct sockaddr_ll)),
+    ROOM = FRAME_SIZE - NET,
+};
+
+static const struct ring_geometry geometry = {BLOCK_BYTES, BLOCKS, FRAME_SIZE};
+static uint8_t *memory;
+static struct ingress *ingress;
+static struct counters_page *page;
+
+static struct tpacket2_hdr *header_at(uint32_t slot)
+{
+    return (struct tpacket2_hdr *)(memory + slot / PER_BLOCK * BLOCK_BYTES + slot % PER_BLOCK * FRAME_SIZE);
+}
+
+static uint32_t status_at(uint32_t slot)
+{
+    return __atomic_load_n(&header_at(slot)->tp_status, __ATOMIC_ACQUIRE);
+}
+
+static void set_status(uint32_t slot, uint32_t status)
+{
+    __atomic_store_n(&header_at(slot)->tp_status, status, __ATOMIC_RELEASE);
+}
+
+/* All of a frame but its status, which says that it is there. */
+static struct tpacket2_hdr *prepare(uint32_t slot, uint32_t number)
+{
+    struct tpacket2_hdr *header = header_at(slot);
+    const struct sockaddr_ll link = {.sll_family = AF_PACKET, .sll_pkttype = PACKET_MULTICAST, .sll_halen = 6};
+
+    CHECK_EQUAL(status_at(slot), TP_STATUS_KERNEL);
+    memset((uint8_t *)header + sizeof(header->tp_status), 0xa5, FRAME_SIZE - sizeof(header->tp_status));
+    header->tp_len = header->tp_snaplen = sizeof(number);
+    header->tp_mac = header->tp_net = NET;
+    header->tp_sec = 1000 + number / 2; /* pairs share a second */
+    header->tp_nsec = number % 2;
+    memcpy((uint8_t *)header + ADDRESS_AT, &link, sizeof(link));
+    memcpy((uint8_t *)header + NET, &number, sizeof(number));
+    return header;
+}
+
+static void fill(uint32_t slot, uint32_t number)
+{
+    prepare(slot, number);
+    set_status(slot, TP_STATUS_USER);
+}
+
+static void open_memory(void)
+{
+    memory = calloc(BLOCKS, BLOCK_BYTES);
+    CHECK(memory);
+    for (unsigned block = 0; block < BLOCKS; block++) /* nobody has business there */
+        ASAN_POISON_MEMORY_REGION(memory + block * BLOCK_BYTES + PER_BLOCK * FRAME_SIZE, REST);
+}
+
+static void open_ingress(void)
+{
+    CHECK_EQUAL(ring_new_over(&ingress, 5, 0, &geometry, memory), 0);
+    CHECK_EQUAL(ingress->pool.size, FRAMES);
+    CHECK_EQUAL(ingress->interface, 5);
+    CHECK_EQUAL(ingress->kind->enter(ingress, NULL), 0);
+}
+
+static void open_ring(void)
+{
+    open_memory();
+    open_ingress();
+}
+
+static void close_ring(void)
+{
+    ingress->kind->leave(ingress, NULL);
+    ingress_free(ingress);
+    ASAN_UNPOISON_MEMORY_REGION(memory, BLOCKS * BLOCK_BYTES);
+    free(memory); /* still ours */
+}
+
+static void complete(int result)
+{
+    const struct io_uring_cqe cqe = {.res = result};
+
+    ingress->armed = true;
+    ingress->kind->complete(ingress, &cqe, page);
+    CHECK(!ingress->armed);
+}
+
+static void expect_none(void)
+{
+    struct frame frame;
+    uint32_t slot;
+
+    CHECK(!ingress->kind->next(ingress, &slot, &frame));
+    CHECK(ingress->kind->is_drained(ingress));
+}
+
+static void expect(uint32_t slot, uint32_t number)
+{
+    struct frame frame;
+    uint32_t taken, read;
+
+    CHECK(ingress->kind->next(ingress, &taken, &frame));
+    CHECK_EQUAL(taken, slot);
+    CHECK_EQUAL(frame.reason, DROP_NONE);
+    CHECK_EQUAL(frame.checksum_vouched, false);
+    CHECK_EQUAL(frame.length, sizeof(read));
+    CHECK(frame.data == (uint8_t *)header_at(slot) + NET);
+    memcpy(&read, frame.data, sizeof(read));
+    CHECK_EQUAL(read, number);
+    CHECK_EQUAL(ingress->pool.slots[slot].holders, 1);
+    CHECK_EQUAL(status_at(slot), TP_STATUS_USER); /* ours as long as it is held */
+}
+
+static void give_back(uint32_t slot)
+{
+    CHECK(pool_release(&ingress->pool, slot));
+    ingress->kind->give_back(ingress, slot);
+    ingress->kind->publish(ingress);
+    CHECK_EQUAL(status_at(slot), TP_STATUS_KERNEL);
+}
+
+/* One to all frames at a time, round and round. */
+static void test_order(void)
+{
+    for (unsigned at_a_time = 1; at_a_time <= FRAMES; at_a_time++) {
+        uint32_t number = 0;
+
+        check_case("%u frames at a time", at_a_time);
+        open_ring();
+        expect_none();
+        for (unsigned round = 0; round < 3 * FRAMES; round++) {
+            for (unsigned i = 0; i < at_a_time; i++)
+                fill((number + i) % FRAMES, number + i);
+            complete(POLLIN);
+            for (unsigned i = 0; i < at_a_time; i++)
+                expect((number + i) % FRAMES, number + i);
+            expect_none();
+            for (unsigned i = 0; i < at_a_time; i++)
+                give_back((number + i) % FRAMES);
+            expect_none();
+            number += at_a_time;
+        }
+        CHECK_EQUAL(ingress->pool.free, FRAMES);
+        close_ring();
+    }
+}
+
+/* Held slots stay USER: they are not read again when their turn comes round, nor while others come back first. */
+static void test_held(void)
+{
+    check_case("held slots");
+    open_ring();
+    for (uint32_t i = 0; i < FRAMES; i++)
+        fill(i, i);
+    complete(POLLIN);
+    for (uint32_t i = 0; i < FRAMES; i++)
+        expect(i, i);
+    expect_none();
+    CHECK(!ingress->kind->wants_arming(ingress));
+    CHECK_EQUAL(ingress->pool.free, 0);
+    for (uint32_t i = FRAMES; i-- > 1;)
+        give_back(i);
+    expect_none();
+    complete(POLLIN);
+    expect_none();
+    pool_hold(&ingress->pool, 0); /* one more send, of which the first completes */
+    CHECK(!pool_release(&ingress->pool, 0));
+    expect_none();
+    CHECK(!ingress->kind->wants_arming(ingress));
+    give_back(0);
+    expect_none();
+    CHECK(ingress->kind->wants_arming(ingress));
+    fill(0, 77);
+    expect(0, 77);
+    give_back(0);
+    close_ring();
+}
+
+/* A frame whose status is not yet written is not there, whatever else is. */
+static void test_not_there_yet(void)
+{
+    check_case("status not written yet");
+    open_ring();
+    prepare(0, 1);
+    complete(POLLIN);
+    expect_none();
+    set_status(0, TP_STATUS_USER);
+    complete(POLLIN);
+    expect(0, 1);
+    prepare(1, 2);
+    expect_none();
+    set_status(1, TP_STATUS_USER);
+    expect(1, 2);
+    close_ring();
+}
+
+static const struct header_case {
+    const char *name;
+    uint32_t status; /* besides USER */
+    uint8_t packet_type;
+    uint32_t net, snaplen, len;
+    enum drop_reason expected;
+    bool vouched;
+} header_cases[] = {
+    {"multicast", 0, PACKET_MULTICAST, NET, 20, 20, DROP_NONE, false},
+    {"for this host", 0, PACKET_HOST, NET, 20, 20, DROP_NONE, false},
+    {"for another host", 0, PACKET_OTHERHOST, NET, 20, 20, DROP_OTHER_HOST, false},
+    {"tagged", TP_STATUS_VLAN_VALID, PACKET_MULTICAST, NET, 20, 20, DROP_VLAN_TAGGED, false},
+    {"tag protocol known", TP_STATUS_VLAN_TPID_VALID, PACKET_MULTICAST, NET, 20, 20, DROP_NONE, false},
+    {"checksum seen to", TP_STATUS_CSUM_VALID, PACKET_MULTICAST, NET, 20, 20, DROP_NONE, true},
+    {"checksum not filled in", TP_STATUS_CSUMNOTREADY, PACKET_HOST, NET, 20, 20, DROP_NONE, true},
+    {"the kernel lost some before", TP_STATUS_LOSING, PACKET_HOST, NET, 20, 20, DROP_NONE, false},
+    {"cut off", 0, PACKET_MULTICAST, NET, ROOM, ROOM + 1, DROP_OVERSIZE, false},
+    {"cut off by far", 0, PACKET_MULTICAST, NET, ROOM, UINT32_MAX, DROP_OVERSIZE, false},
+    {"the whole slot", 0, PACKET_MULTICAST, NET, ROOM, ROOM, DROP_NONE, false},
+    {"longer than it is", 0, PACKET_MULTICAST, NET, 20, 19, DROP_NONE, false},
+    {"no bytes", 0, PACKET_MULTICAST, NET, 0, 0, DROP_NONE, false},
+    {"no bytes, at the end", 0, PACKET_MULTICAST, FRAME_SIZE, 0, 0, DROP_NONE, false},
+    {"one byte, at the end", 0, PACKET_MULTICAST, FRAME_SIZE - 1, 1, 1, DROP_NONE, false},
+    {"one byte behind the end", 0, PACKET_MULTICAST, FRAME_SIZE, 1, 1, DROP_TRUNCATED, false},
+    {"one byte too many", 0, PACKET_MULTICAST, NET, ROOM + 1, ROOM + 1, DROP_TRUNCATED, false},
+    {"as many as fit in 32 bits", 0, PACKET_MULTICAST, NET, UINT32_MAX, UINT32_MAX, DROP_TRUNCATED, false},
+    {"sum of 0 in 32 bits", 0, PACKET_MULTICAST, NET, -(uint32_t)NET, -(uint32_t)NET, DROP_TRUNCATED, false},
+    {"sum of the slot in 32 bits", 0, PACKET_HOST, NET + 16, UINT32_MAX - NET, 20, DROP_TRUNCATED, false},
+    {"no place", 0, PACKET_MULTICAST, 0, 20, 20, DROP_TRUNCATED, false},
+    {"in the address", 0, PACKET_MULTICAST, ADDRESS_AT + sizeof(struct sockaddr_ll) - 1, 20, 20, DROP_TRUNCATED, false},
+    {"beyond the slot", 0, PACKET_MULTICAST, FRAME_SIZE + 1, 0, 0, DROP_TRUNCATED, false},
+    {"as far as can be", 0, PACKET_MULTICAST, UINT16_MAX, UINT32_MAX, UINT32_MAX, DROP_TRUNCATED, false},
+};
+
+/* In the last slot of a block and of the ring, where one byte too many is nobody's. */
+static void test_header(const struct header_case *c, uint32_t slot)
+{
+    struct tpacket2_hdr *header;
+    struct frame frame;
+    uint32_t taken;
+    unsigned sum = 0;
+
+    check_case("%s, slot %u", c->name, slot);
+    open_ring();
+    header = prepare(slot, 0);
+    ((struct sockaddr_ll *)((uint8_t *)header + ADDRESS_AT))->sll_pkttype = c->packet_type;
+    header->tp_net = (uint16_t)c->net;
+    header->tp_snaplen = c->snaplen;
+    header->tp_len = c->len;
+    set_status(slot, TP_STATUS_USER | c->status);
+    complete(POLLIN);
+    CHECK(ingress->kind->next(ingress, &taken, &frame));
+    CHECK_EQUAL(taken, slot);
+    CHECK_EQUAL(frame.reason, c->expected);
+    CHECK_EQUAL(frame.checksum_vouched, c->vouched);
+    CHECK_EQUAL(frame.length, c->expected == DROP_TRUNCATED ? 0 : c->snaplen);
+    for (size_t i = 0; i < frame.length; i++)
+        sum += frame.data[i];
+    CHECK(!frame.length || sum);
+    give_back(slot);
+    expect_none();
+    close_ring();
+}
+
+static void test_hostile(void)
+{
+    check_case("all bits set");
+    open_memory();
+    for (uint32_t slot = 0; slot < FRAMES; slot++)
+        memset(header_at(slot), 0xff, FRAME_SIZE);
+    open_ingress();
+    for (uint32_t slot = 0; slot < FRAMES; slot++) {
+        struct frame frame;
+        uint32_t taken;
+
+        CHECK(ingress->kind->next(ingress, &taken, &frame));
+        CHECK_EQUAL(taken, slot);
+        CHECK_EQUAL(frame.reason, DROP_TRUNCATED);
+        CHECK_EQUAL(frame.length, 0);
+    }
+    expect_none();
+    for (uint32_t slot = 0; slot < FRAMES; slot++)
+        give_back(slot);
+    close_ring();
+}
+
+/* A ring that somebody else has read from: `count` frames unread, from slot `first` on, and the kernel behind them. */
+static void test_start(uint32_t first, uint32_t count, bool late)
+{
+    check_case("%u unread from slot %u on%s", count, first, late ? ", come after the start" : "");
+    open_memory();
+    if (late)
+        open_ingress();
+    for (uint32_t i = 0; i < count; i++)
+        fill((first + i) % FRAMES, i);
+    if (late)
+        complete(POLLIN);
+    else
+        open_ingress();
+    for (uint32_t i = 0; i < count; i++)
+        expect((first + i) % FRAMES, i);
+    expect_none();
+    for (uint32_t i = 0; i < count; i++)
+        give_back((first + i) % FRAMES);
+    for (uint32_t i = count; i < count + FRAMES; i++) {
+        fill((first + i) % FRAMES, i);
+        complete(POLLIN);
+        expect((first + i) % FRAMES, i);
+        give_back((first + i) % FRAMES);
+    }
+    close_ring();
+}
+
+static void test_detaching(void)
+{
+    check_case("detaching");
+    open_ring();
+    fill(0, 0);
+    fill(1, 1);
+    complete(POLLIN);
+    expect(0, 0);
+    ingress->detaching = true;
+    expect_none();
+    give_back(0);
+    complete(-ECANCELED);
+    CHECK(!ingress->failed);
+    expect_none();
+    CHECK_EQUAL(status_at(1), TP_STATUS_USER);
+    ingress_free(ingress);
+    check_case("successor");
+    fill(2, 2);
+    open_ingress();
+    expect(1, 1);
+    expect(2, 2);
+    expect_none();
+    close_ring();
+}
+
+static void test_waiting(void)
+{
+    struct io_uring_sqe sqe;
+
+    check_case("waiting");
+    open_ring();
+    CHECK(ingress->kind->wants_arming(ingress));
+    memset(&sqe, 0, sizeof(sqe));
+    ingress->kind->arm(ingress, &sqe);
+    CHECK_EQUAL(sqe.opcode, IORING_OP_POLL_ADD);
+    CHECK_EQUAL(sqe.fd, ingress->fd);
+    complete(-EBADF);
+    CHECK(ingress->failed);
+    ingress->failed = false;
+    complete(POLLERR | POLLIN);
+    CHECK(ingress->failed);
+    close_ring();
+}
+
+static void refuse(const char *name, unsigned interface, uint32_t block_size, uint32_t blocks, uint32_t frame_size)
+{
+    const struct ring_geometry impossible = {block_size, blocks, frame_size};
+    struct ingress *refused = NULL;
+    uint8_t none[1];
+
+    check_case("%s", name);
+    CHECK_EQUAL(ring_new_over(&refused, (uint8_t)interface, 0, &impossible, none), -EINVAL);
+    CHECK_EQUAL(ring_new(&refused, (uint8_t)interface, -1, &impossible), -EINVAL);
+    CHECK(!refused);
+}
+
+static void test_geometry(void)
+{
+    struct ingress *refused = NULL;
+
+    refuse("interface out of range", 64, 4096, 1, 2048);
+    refuse("no blocks", 0, 4096, 0, 2048);
+    refuse("no block size", 0, 0, 1, 2048);
+    refuse("no frame size", 0, 4096, 1, 0);
+    refuse("no room for the address", 0, 4096, 1, 48);
+    refuse("frames not aligned", 0, 4096, 1, 2040);
+    refuse("frame larger than its block", 0, 4096, 1, 4112);
+    refuse("too many frames", 0, 4096, (1 << 20) / 2 + 1, 2048);
+    refuse("more frames than 32 bits count", 0, 0x80000000, UINT32_MAX, 64);
+    check_case("not a packet socket");
+    CHECK(ring_new(&refused, 0, 0, &(struct ring_geometry){4096, 1, 2048}) < 0);
+    CHECK_EQUAL(ring_new(&refused, 0, -1, &geometry), -EINVAL);
+    CHECK(!refused);
+}
+
+int main(void)
+{
+    page = mmap(NULL, sizeof(*page), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(page != MAP_FAILED);
+    test_order();
+    test_held();
+    test_not_there_yet();
+    for (size_t i = 0; i < sizeof(header_cases) / sizeof(header_cases[0]); i++) {
+        test_header(&header_cases[i], PER_BLOCK - 1);
+        test_header(&header_cases[i], FRAMES - 1);
+    }
+    test_hostile();
+    for (uint32_t first = 0; first < FRAMES; first++)
+        for (uint32_t count = 1; count <= FRAMES; count++) {
+            test_start(first, count, false);
+            test_start(first, count, true);
+        }
+    test_detaching();
+    test_waiting();
+    test_geometry();
+    munmap(page, sizeof(*page));
+    return 0;
+}
