@@ -20,6 +20,7 @@ from typing import Any, Final, Self
 
 from lab.namespaces import Namespace, wait_until
 from mcrelay.client import Client
+from mcrelay.errors import Error
 
 PROGRAM: Final = str(Path(sys.executable).with_name("mcrelay"))
 READY_S: Final = 20.0
@@ -113,6 +114,16 @@ class Daemon:
         if check:
             assert code == 0, f"the daemon exited with {code}:\n{self.log}"
             assert not left, "the daemon left its socket behind"
+
+
+def answers(path: str) -> bool:
+    """Whether a daemon serves this socket."""
+    try:
+        with Client(path) as client:
+            client.ping()
+            return True
+    except Error:
+        return False
 
 
 def settled(client: Client, deadline_s: float = 5.0) -> dict[str, Any]:

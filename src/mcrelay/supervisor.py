@@ -17,7 +17,7 @@ import logging
 import mmap
 import os
 import signal
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -223,9 +223,8 @@ class Supervisor:
 
     # Children.
 
-    def _spawn_task(self, work: asyncio.Future[None] | asyncio.Task[None]) -> None:
-        task = asyncio.ensure_future(work)
-        assert isinstance(task, asyncio.Task)
+    def _spawn_task(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
 
@@ -235,7 +234,7 @@ class Supervisor:
             log.error("unexpected: %r", error, exc_info=error)
 
     def _child_ready(self, child: Child) -> None:
-        self._spawn_task(self._loop.create_task(self._bring_in(child)))
+        self._spawn_task(self._bring_in(child))
 
     async def _bring_in(self, child: Child) -> None:
         """Give a new life all that it must know, then call it ready."""
@@ -258,8 +257,7 @@ class Supervisor:
                     child.kill()
                     return
             child.state = "ready"
-        async with self._became_ready:
-            self._became_ready.notify_all()
+        await self._announce()
         if child.restarts:
             log.info("%s is back (pid %s)", child.name, child.pid)
 
@@ -267,7 +265,7 @@ class Supervisor:
         if child.role == "control":
             self._listener.shut()
         if child.failure:
-            self._spawn_task(self._loop.create_task(self._announce()))
+            self._spawn_task(self._announce())
         self._restart_later(child, delay_s)
 
     async def _announce(self) -> None:
@@ -277,7 +275,7 @@ class Supervisor:
     def _child_message(self, child: Child, message: Message) -> None:
         match message:
             case ApplyRules():
-                self._spawn_task(self._loop.create_task(self._serve_apply(child, message)))
+                self._spawn_task(self._serve_apply(child, message))
             case GetProcesses():
                 facts = (self._own_facts(), *(c.facts() for c in self._children))
                 child.tell("request_sock", Processes(id=message.id, processes=facts))
@@ -341,7 +339,7 @@ class Supervisor:
                 for page in self._pages:
                     page.counters.clear([active.record.counter], active.record.output_counters)
             self._record([active.record for active in added], remove)
-        self._spawn_task(self._loop.create_task(self._replenish()))
+        self._spawn_task(self._replenish())
         return workers
 
     @contextlib.asynccontextmanager
@@ -421,8 +419,11 @@ class Supervisor:
 
     async def _replenish(self) -> None:
         """Sockets for the next interface, most of which have this MTU."""
+        ring = self._ring_for(ETHERNET_MTU)
+        if ring is None or self._attachments.has_stock:
+            return
         async with self._changing:
-            await asyncio.to_thread(self._attachments.replenish, self._ring_for(ETHERNET_MTU))
+            await asyncio.to_thread(self._attachments.replenish, ring)
 
     async def _attach_all(self, child: Child, direction: Direction) -> None:
         for attachment in self._attachments:

@@ -14,11 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from lab.daemon import PROGRAM, Daemon
+from lab.daemon import PROGRAM, Daemon, answers
 from lab.namespaces import wait_until
 from lab.topology import RelayLine
-from mcrelay.client import Client
-from mcrelay.errors import Error
 from tests.e2e.conftest import StartDaemon
 
 REFUSED: dict[str, tuple[list[str], int, list[str]]] = {
@@ -204,16 +202,7 @@ def test_too_many_clients_are_turned_away(daemon: Daemon) -> None:
     finally:
         for sock in connected:
             sock.close()
-    wait_until(lambda: _answers(daemon), 5, "the daemon does not recover")
-
-
-def _answers(daemon: Daemon) -> bool:
-    try:
-        with Client(daemon.socket) as client:
-            client.ping()
-            return True
-    except Error:
-        return False
+    wait_until(lambda: answers(daemon.socket), 5, "the daemon does not recover")
 
 
 def test_many_requests_at_once_are_bounded(daemon: Daemon) -> None:

@@ -13,12 +13,11 @@ from collections.abc import Callable
 
 import pytest
 
-from lab.daemon import PROGRAM, Daemon, settled
+from lab.daemon import PROGRAM, Daemon, answers, settled
 from lab.namespaces import wait_until
 from lab.plan import ReceivePlan, SendPlan
 from lab.topology import RelayLine
 from lab.traffic import run_sender, start_receiver, start_sender
-from mcrelay.client import Client
 from mcrelay.errors import Error
 from tests.e2e.conftest import StartDaemon
 
@@ -91,16 +90,7 @@ def test_a_successor_takes_the_socket_of_a_killed_daemon(start: StartDaemon, lin
     # The same path: the one left behind is recognised as stale.
     taken = line.relay.popen(PROGRAM, "run", "--socket", first.socket)
     wait_until(lambda: second.run("ping").returncode == 0, 5)
-
-    def answers() -> bool:
-        try:
-            with Client(first.socket) as client:
-                client.ping()
-                return True
-        except Error:
-            return False
-
-    wait_until(answers, 15, "the successor does not serve the socket")
+    wait_until(lambda: answers(first.socket), 15, "the successor does not serve the socket")
     taken.terminate()
     assert taken.wait(5) == 0
     first.process.returncode = 0

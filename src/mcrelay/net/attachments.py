@@ -87,9 +87,14 @@ class Attachments:
         self._by_name[interface.name] = attachment
         return attachment
 
-    def replenish(self, ring: RingGeometry | None) -> None:
+    @property
+    def has_stock(self) -> bool:
+        """Sockets for the next interface are prepared."""
+        return self._stock is not None
+
+    def replenish(self, ring: RingGeometry) -> None:
         """Prepare sockets for the next interface, so that its first rule need not wait for them. Best effort."""
-        if self._stock is None and ring is not None:
+        if self._stock is None:
             with contextlib.suppress(OSError):
                 self._stock = ring, sockets.prepare_ingress(self._workers, ring)
 
