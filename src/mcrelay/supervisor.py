@@ -115,6 +115,8 @@ class Supervisor:
         self._attachments = Attachments(self._workers)
         self._rules = RuleSet()
         self._active: dict[str, Active] = {}
+        self._rule_counters: set[int] = set()  # that active rules use
+        self._output_counters: set[int] = set()
         self._of_worker: list[dict[str, Active]] = [{} for _ in range(self._workers)]
         self._generation = 0
         self._changing = asyncio.Lock()
@@ -364,14 +366,16 @@ class Supervisor:
         """RuleError if the change cannot follow what is active now."""
         after = RuleSet()
         going = {active.rule.id for active in removed}
-        staying = [a for a in self._active.values() if a.rule.id not in going]
-        used = {a.record.counter for a in staying}
-        used_by_outputs = {counter for a in staying for counter in a.record.output_counters}
+        freed = {a.record.counter for a in removed}
+        freed_by_outputs = {counter for a in removed for counter in a.record.output_counters}
         for active in added:
             record = active.record
             if len(record.output_counters) != len(active.rule.outputs):
                 raise RuleError(f"rule {active.rule.label} does not say where its outputs are counted")
-            if record.counter in used or used_by_outputs.intersection(record.output_counters):
+            used_by_outputs = self._output_counters.intersection(record.output_counters)
+            if (
+                record.counter in self._rule_counters and record.counter not in freed
+            ) or used_by_outputs - freed_by_outputs:
                 raise RuleError(f"rule {active.rule.label} would be counted with another")
             if active.rule.id in going or active.rule.name in {a.rule.name for a in removed}:
                 after.check_addable(active.rule)
@@ -510,12 +514,16 @@ class Supervisor:
         for active in removed:
             self._rules.remove(active.rule.id)
             del self._active[active.rule.id]
+            self._rule_counters.discard(active.record.counter)
+            self._output_counters.difference_update(active.record.output_counters)
             for owner in active.rule.owners(self._workers):
                 del self._of_worker[owner][active.rule.id]
             self._attachments.release(active.rule)
         for active in added:
             self._rules.add(active.rule)
             self._active[active.rule.id] = active
+            self._rule_counters.add(active.record.counter)
+            self._output_counters.update(active.record.output_counters)
             for owner in active.rule.owners(self._workers):
                 self._of_worker[owner][active.rule.id] = active
             self._attachments.keep(active.rule)
