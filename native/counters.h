@@ -29,7 +29,7 @@
 enum drop_reason {
     DROP_NONE = 0,
     DROP_TRUNCATED,          /* headers claim more bytes than the frame has */
-    DROP_OVERSIZE,           /* larger than a receive slot: reassembled or merged beyond the interface's MTU */
+    DROP_OVERSIZE,           /* reassembled beyond the interface's MTU, and not to be had whole */
     DROP_NOT_IPV4,           /* IP version is not 4 */
     DROP_BAD_IP_HEADER,      /* header length below 20 or beyond the total length */
     DROP_BAD_IP_CHECKSUM,
@@ -45,6 +45,7 @@ enum drop_reason {
     DROP_EGRESS_UNREACHABLE, /* no route, no neighbour, interface down */
     DROP_EGRESS_REFUSED,     /* a packet filter forbids it */
     DROP_EGRESS_ERROR,       /* any other error of the send */
+    DROP_MERGED,             /* several datagrams that a device merged into one frame, and not to be had whole */
     DROP_REASONS
 };
 
@@ -54,6 +55,8 @@ enum {
     COUNTERS_RULES_MAX = 16384,   /* 10,000 rules and room for those being replaced */
     COUNTERS_OUTPUTS_MAX = 65536, /* several outputs each; the file is sparse, unused ones cost nothing */
     COUNTERS_OUTPUT_DROPS = 4,    /* the EGRESS_* reasons, in order */
+    COUNTERS_INTERFACES_MAX = 64, /* as many as there are slots of interfaces */
+    COUNTERS_INTERFACES_OFFSET = 2048,
     COUNTERS_RULES_OFFSET = 4096,
 };
 
@@ -73,6 +76,14 @@ struct counters_rule {
     counter bytes;   /* payload bytes of those */
     counter forwarded;
     counter dropped;
+};
+
+/* Of one interface slot. What these count is counted in the totals, too. */
+struct counters_interface {
+    counter frames;           /* taken from its ingress */
+    counter overruns;         /* DROP_INGRESS_OVERRUN */
+    counter merged;           /* DROP_MERGED */
+    counter segments_refused; /* not 0: datagrams leave it one by one */
 };
 
 struct counters_page {
@@ -95,7 +106,8 @@ struct counters_page {
     uint64_t unused_totals[5];
     counter dropped[COUNTERS_DROPS_MAX];
 
-    uint8_t gap[COUNTERS_RULES_OFFSET - 64 - 128 - 8 * COUNTERS_DROPS_MAX];
+    uint8_t gap[COUNTERS_INTERFACES_OFFSET - 64 - 128 - 8 * COUNTERS_DROPS_MAX];
+    struct counters_interface interfaces[COUNTERS_INTERFACES_MAX];
     struct counters_rule rules[COUNTERS_RULES_MAX];
     struct counters_output outputs[COUNTERS_OUTPUTS_MAX];
 };
@@ -105,7 +117,9 @@ static_assert((int)(DROP_EGRESS_ERROR - DROP_EGRESS_FULL) + 1 == (int)COUNTERS_O
               "output drops are the egress reasons");
 static_assert(offsetof(struct counters_page, received) == 64, "layout");
 static_assert(offsetof(struct counters_page, dropped) == 192, "layout");
+static_assert(offsetof(struct counters_page, interfaces) == COUNTERS_INTERFACES_OFFSET, "layout");
 static_assert(offsetof(struct counters_page, rules) == COUNTERS_RULES_OFFSET, "layout");
+static_assert(sizeof(struct counters_interface) == 32, "layout");
 static_assert(sizeof(struct counters_rule) == 32, "layout");
 static_assert(sizeof(struct counters_output) == 64, "layout");
 

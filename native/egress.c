@@ -45,6 +45,7 @@ static void add(struct run *run, const uint8_t *payload, size_t length, uint32_t
     run->payloads[run->count].iov_len = length;
     run->slots[run->count] = slot;
     run->count++;
+    run->datagrams++;
     run->bytes += (uint32_t)length;
 }
 
@@ -56,6 +57,7 @@ static void describe(struct run *run, struct egress *egress, struct ingress *ing
     run->output = output;
     run->ttl = ttl;
     run->count = 0;
+    run->datagrams = 0;
     run->bytes = 0;
     run->again = 0;
 }
@@ -72,8 +74,8 @@ static void seal(struct run *run)
     control->cmsg_type = IP_TTL;
     control->cmsg_len = CMSG_LEN(sizeof(ttl));
     memcpy(CMSG_DATA(control), &ttl, sizeof(ttl));
-    if (run->count > 1) {
-        uint16_t segment = (uint16_t)run->payloads[0].iov_len;
+    if (run->datagrams > 1) {
+        uint16_t segment = run->segment;
 
         control = (struct cmsghdr *)(run->control + size);
         control->cmsg_level = IPPROTO_UDP;
@@ -120,6 +122,36 @@ static bool fits(const struct run *run, const struct egress *egress, const struc
            length <= run->payloads[0].iov_len && run->bytes + length <= RUN_BYTES_MAX;
 }
 
+static void set_address(struct run *run, const struct table_output *output)
+{
+    run->address.sin_family = AF_INET;
+    run->address.sin_port = htons(output->port);
+    run->address.sin_addr.s_addr = output->address.words[3];
+}
+
+static bool fits_mtu(const struct egress *egress, size_t length)
+{
+    return length + HEADERS <= egress->mtu;
+}
+
+/* Queue a run to be sent datagram by datagram. */
+static void refuse(struct runs *runs, struct run *run)
+{
+    runs->refused[(runs->refused_head + runs->refused_count++) & (RUNS_MAX - 1)] = index_of(runs, run);
+}
+
+static void send_merged(struct runs *runs, struct run *run, const struct packet *packet, uint32_t slot,
+                        runs_submit *submit, void *context)
+{
+    add(run, packet->payload, packet->payload_length, slot);
+    run->datagrams = packet_datagrams(packet);
+    run->segment = packet->segment;
+    if (run->egress->segmentation && fits_mtu(run->egress, run->segment))
+        submit_run(runs, run, submit, context);
+    else
+        refuse(runs, run);
+}
+
 enum appended runs_append(struct runs *runs, struct egress *egress, const struct table_output *output,
                           const struct packet *packet, struct ingress *ingress, uint32_t slot, runs_submit *submit,
                           void *context)
@@ -129,7 +161,7 @@ enum appended runs_append(struct runs *runs, struct egress *egress, const struct
     uint16_t place = runs->of_output[output->counter];
     struct run *run = place ? &runs->all[place - 1] : NULL;
 
-    if (run && !fits(run, egress, output, ingress, length, ttl)) {
+    if (run && (packet->segment || !fits(run, egress, output, ingress, length, ttl))) {
         close_open(runs, run, submit, context);
         run = NULL;
     }
@@ -138,16 +170,19 @@ enum appended runs_append(struct runs *runs, struct egress *egress, const struct
         if (!run)
             return NO_RUN_FREE;
         describe(run, egress, ingress, output->counter, ttl);
-        run->address.sin_family = AF_INET;
-        run->address.sin_port = htons(output->port);
-        run->address.sin_addr.s_addr = output->address.words[3];
+        set_address(run, output);
+        if (packet->segment) {
+            send_merged(runs, run, packet, slot, submit, context);
+            return APPENDED;
+        }
+        run->segment = (uint16_t)length;
         run->open_place = runs->open_count;
         runs->open[runs->open_count++] = index_of(runs, run);
         runs->of_output[output->counter] = (uint16_t)(index_of(runs, run) + 1);
     }
     add(run, packet->payload, length, slot);
     /* Empty datagrams and those above the MTU cannot be segments; a shorter one is the last of its run. */
-    if (!egress->segmentation || length == 0 || length + HEADERS > egress->mtu || run->count == SEGMENTS_MAX ||
+    if (!egress->segmentation || length == 0 || !fits_mtu(egress, length) || run->count == SEGMENTS_MAX ||
         length < run->payloads[0].iov_len)
         close_open(runs, run, submit, context);
     return APPENDED;
@@ -186,11 +221,29 @@ bool runs_refuse_segments(struct runs *runs, uint16_t index, int result)
     struct run *run = &runs->all[index];
 
     /* EIO: the device cannot; EINVAL, or EMSGSIZE in newer kernels: a segment exceeds the path's MTU. */
-    if (run->count < 2 || (result != -EIO && result != -EINVAL && result != -EMSGSIZE))
+    if (run->datagrams < 2 || (result != -EIO && result != -EINVAL && result != -EMSGSIZE))
         return false;
     run->egress->segmentation = false;
-    runs->refused[(runs->refused_head + runs->refused_count++) & (RUNS_MAX - 1)] = index;
+    refuse(runs, run);
     return true;
+}
+
+/* Datagram `number` of a refused run, as a run of its own, which takes over the refused one's hold on the slot, or takes
+ * another if there are more to come from there. */
+static void send_one(struct runs *runs, const struct run *refused, uint32_t number, struct run *run,
+                     runs_submit *submit, void *context)
+{
+    bool merged = refused->count < refused->datagrams;
+    const struct iovec *payload = &refused->payloads[merged ? 0 : number];
+    uint32_t slot = refused->slots[merged ? 0 : number];
+    size_t at = merged ? (size_t)number * refused->segment : 0, left = payload->iov_len - at;
+
+    describe(run, refused->egress, refused->ingress, refused->output, refused->ttl);
+    run->address = refused->address;
+    add(run, (const uint8_t *)payload->iov_base + at, merged && left > refused->segment ? refused->segment : left, slot);
+    if (merged && number + 1 < refused->datagrams)
+        pool_hold(&refused->ingress->pool, slot);
+    submit_run(runs, run, submit, context);
 }
 
 bool runs_send_again(struct runs *runs, runs_submit *submit, void *context)
@@ -199,17 +252,12 @@ bool runs_send_again(struct runs *runs, runs_submit *submit, void *context)
         uint16_t index = runs->refused[runs->refused_head];
         struct run *refused = &runs->all[index];
 
-        while (refused->again < refused->count) {
+        while (refused->again < refused->datagrams) {
             struct run *run = take(runs, 0); /* there is always one to come for refused runs */
 
             if (!run)
                 return false;
-            describe(run, refused->egress, refused->ingress, refused->output, refused->ttl);
-            run->address = refused->address;
-            add(run, refused->payloads[refused->again].iov_base, refused->payloads[refused->again].iov_len,
-                refused->slots[refused->again]);
-            refused->again++;
-            submit_run(runs, run, submit, context);
+            send_one(runs, refused, refused->again++, run, submit, context);
         }
         runs->refused_head = (runs->refused_head + 1) & (RUNS_MAX - 1);
         runs->refused_count--;

@@ -13,7 +13,8 @@
  * send completes while it is submitted, so datagrams of one flow leave in the order in which they came.
  *
  * A device or a path that refuses segments is known by the error of a run of several; that run, and all later ones of
- * the interface, leave as plain sends.
+ * the interface, leave as plain sends. A packet that holds several datagrams already, because a device merged them, is a
+ * run of its own.
  */
 #ifndef MCRELAY_EGRESS_H
 #define MCRELAY_EGRESS_H
@@ -31,9 +32,10 @@ enum {
 };
 
 struct egress {
-    int fd;             /* -1: not attached */
+    int fd;            /* -1: not attached */
     uint32_t mtu;
-    bool segmentation;  /* not refused so far */
+    uint8_t interface; /* slot number */
+    bool segmentation; /* not refused so far */
 };
 
 struct run {
@@ -42,10 +44,12 @@ struct run {
     _Alignas(struct cmsghdr) uint8_t control[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(uint16_t))];
     struct ingress *ingress; /* whose slots the payloads lie in */
     struct egress *egress;
-    uint32_t output; /* counter index */
-    uint32_t bytes;  /* of all payloads */
-    uint16_t count;
-    uint16_t again; /* of a refused run: datagrams that were prepared a second time */
+    uint32_t output;    /* counter index */
+    uint32_t bytes;     /* of all payloads */
+    uint32_t datagrams; /* as many as payloads; of a merged packet more */
+    uint32_t again;     /* of a refused run: datagrams that were prepared a second time */
+    uint16_t count;     /* of payloads */
+    uint16_t segment;   /* length of each datagram but the last, which may be shorter; with datagrams > 1 */
     uint16_t next_free;
     uint16_t open_place; /* in runs.open */
     uint8_t ttl;
@@ -77,7 +81,8 @@ enum appended {
 /* Called with a run that is complete: submit it, then runs_finish(index) when it has completed. */
 typedef void runs_submit(void *context, struct run *run, uint16_t index);
 
-/* Add a datagram to the open run of an output, or open one; runs that cannot grow any more are passed to `submit`. */
+/* Add a datagram to the open run of an output, or open one; runs that cannot grow any more are passed to `submit`. A
+ * merged packet that cannot leave as segments is queued to be sent by runs_send_again. */
 enum appended runs_append(struct runs *runs, struct egress *egress, const struct table_output *output,
                           const struct packet *packet, struct ingress *ingress, uint32_t slot, runs_submit *submit,
                           void *context);

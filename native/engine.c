@@ -22,6 +22,9 @@ enum {
 };
 
 static_assert((int)RUNS_MAX + 2 * (int)TABLE_INTERFACES_MAX + 2 <= (int)SUBMISSIONS, "a turn's submissions fit");
+static_assert(POOL_HOLDERS_MAX == 1 + (int)TABLE_OUTPUTS_PER_RULE_MAX * (int)PACKET_DATAGRAMS_MAX,
+              "a send for each datagram and output, and the engine");
+static_assert((int)COUNTERS_INTERFACES_MAX == (int)TABLE_INTERFACES_MAX, "one set of counters for each slot");
 static_assert((COMMANDS_MAX & (COMMANDS_MAX - 1)) == 0, "queue indices are masked");
 
 /* A completion says what it is by its user_data: kind in the top byte, index below. The command notification is 0. */
@@ -123,13 +126,13 @@ static void settle(struct engine *engine, struct ingress *ingress, uint32_t slot
     const struct pool_slot *state = &ingress->pool.slots[slot];
 
     if (state->copies_sent)
-        count(&counters->forwarded, 1);
+        count(&counters->forwarded, state->datagrams);
     else
-        count(&counters->dropped[state->reason], 1);
+        count(&counters->dropped[state->reason], state->datagrams);
     if (state->rule != POOL_NO_RULE) {
         struct counters_rule *rule = &counters->rules[state->rule];
 
-        count(state->copies_sent ? &rule->forwarded : &rule->dropped, 1);
+        count(state->copies_sent ? &rule->forwarded : &rule->dropped, state->datagrams);
     }
     ingress->kind->give_back(ingress, slot);
 }
@@ -140,14 +143,15 @@ static void release(struct engine *engine, struct ingress *ingress, uint32_t slo
         settle(engine, ingress, slot);
 }
 
-static void drop_copy(struct engine *engine, struct ingress *ingress, uint32_t slot, uint32_t output,
-                      enum drop_reason reason)
+/* Copies of `datagrams` of the slot's, of one output, did not leave. */
+static void drop_copies(struct engine *engine, struct ingress *ingress, uint32_t slot, uint32_t output,
+                        uint32_t datagrams, enum drop_reason reason)
 {
     struct pool_slot *state = &ingress->pool.slots[slot];
 
     if (state->reason == DROP_NONE || reason < state->reason)
         state->reason = (uint8_t)reason;
-    count(&engine->counters->outputs[output].dropped[reason - DROP_EGRESS_FULL], 1);
+    count(&engine->counters->outputs[output].dropped[reason - DROP_EGRESS_FULL], datagrams);
 }
 
 static void run_done(struct engine *engine, uint16_t index, int result)
@@ -157,19 +161,21 @@ static void run_done(struct engine *engine, uint16_t index, int result)
     struct counters_output *output = &counters->outputs[run->output];
 
     if (result >= 0) {
-        count(&output->packets, run->count);
+        count(&output->packets, run->datagrams);
         count(&output->bytes, run->bytes);
-        count(&counters->copies, run->count);
+        count(&counters->copies, run->datagrams);
         count(&counters->copies_bytes, run->bytes);
         count(&counters->sends, 1);
         for (uint16_t i = 0; i < run->count; i++)
             run->ingress->pool.slots[run->slots[i]].copies_sent = 1;
     } else if (runs_refuse_segments(&engine->runs, index, result)) {
         count(&counters->segments_refused, 1);
+        count(&counters->interfaces[run->egress->interface].segments_refused, 1);
         return; /* the run keeps its slots until its datagrams are sent again */
     } else {
         for (uint16_t i = 0; i < run->count; i++)
-            drop_copy(engine, run->ingress, run->slots[i], run->output, send_drop_reason(result));
+            drop_copies(engine, run->ingress, run->slots[i], run->output, run->datagrams / run->count,
+                        send_drop_reason(result));
     }
     for (uint16_t i = 0; i < run->count; i++)
         release(engine, run->ingress, run->slots[i]);
@@ -195,9 +201,17 @@ static void begin(struct engine *engine, struct ingress *ingress, uint32_t slot,
 
     engine->active = true;
     count(&engine->counters->received, 1);
+    count(&engine->counters->interfaces[ingress->interface].frames, 1);
     if (reason == DROP_NONE)
         reason = packet_parse(frame->data, frame->length, frame->checksum_vouched, packet);
     if (reason == DROP_NONE) {
+        packet->segment = frame->segment < packet->payload_length ? frame->segment : 0;
+        if (packet_datagrams(packet) > PACKET_DATAGRAMS_MAX)
+            reason = DROP_MERGED;
+    }
+    if (reason == DROP_NONE) {
+        state->datagrams = (uint16_t)packet_datagrams(packet);
+        count(&engine->counters->received, state->datagrams - 1u);
         count(&engine->counters->received_bytes, packet->payload_length);
         rule = engine->table ? table_find(engine->table, &packet->destination, packet->destination_port,
                                           ingress->interface)
@@ -206,12 +220,14 @@ static void begin(struct engine *engine, struct ingress *ingress, uint32_t slot,
             reason = DROP_NO_RULE;
     }
     if (reason != DROP_NONE) {
+        if (reason == DROP_MERGED)
+            count(&engine->counters->interfaces[ingress->interface].merged, 1);
         state->reason = (uint8_t)reason;
         release(engine, ingress, slot);
         return;
     }
     state->rule = rule->counter;
-    count(&engine->counters->rules[rule->counter].packets, 1);
+    count(&engine->counters->rules[rule->counter].packets, state->datagrams);
     count(&engine->counters->rules[rule->counter].bytes, packet->payload_length);
     engine->current.ingress = ingress;
     engine->current.slot = slot;
@@ -231,7 +247,8 @@ static bool copy_current(struct engine *engine)
         struct egress *egress = &engine->egress[output->egress];
 
         if (egress->fd < 0) {
-            drop_copy(engine, ingress, slot, output->counter, DROP_EGRESS_UNREACHABLE);
+            drop_copies(engine, ingress, slot, output->counter, ingress->pool.slots[slot].datagrams,
+                        DROP_EGRESS_UNREACHABLE);
         } else {
             if (runs_append(&engine->runs, egress, output, &engine->current.packet, ingress, slot, submit_run,
                             engine) == NO_RUN_FREE)
@@ -277,10 +294,11 @@ static bool forward(struct engine *engine)
 
     while (!blocked && !engine->commands_waiting && taken < PACKETS_PER_BATCH && next_packet(engine)) {
         taken++;
-        blocked = engine->current.rule && !copy_current(engine);
+        /* What has to be sent datagram by datagram goes before anything that came later. */
+        blocked = (engine->current.rule && !copy_current(engine)) || engine->runs.refused_count;
     }
     runs_flush(&engine->runs, submit_run, engine);
-    return taken == PACKETS_PER_BATCH;
+    return taken == PACKETS_PER_BATCH || engine->runs.refused_count;
 }
 
 /* --- upkeep ------------------------------------------------------------------------------------------------------- */
@@ -322,6 +340,7 @@ static void count_overruns(struct engine *engine, struct ingress *ingress)
     engine->active = true;
     count(&engine->counters->received, overruns);
     count(&engine->counters->dropped[DROP_INGRESS_OVERRUN], overruns);
+    count(&engine->counters->interfaces[ingress->interface].overruns, overruns);
 }
 
 static void timer_fired(struct engine *engine)
@@ -440,7 +459,8 @@ static void execute(struct engine *engine, struct command *command)
         return;
     case ATTACH_EGRESS:
         engine->egress[command->interface] =
-            (struct egress){.fd = command->fd, .mtu = command->mtu, .segmentation = true};
+            (struct egress){.fd = command->fd, .mtu = command->mtu, .segmentation = true,
+                            .interface = (uint8_t)command->interface};
         break;
     case DETACH_EGRESS:
         result = engine->egress[command->interface].fd < 0 ? -ENOENT : 0;

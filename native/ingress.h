@@ -15,10 +15,13 @@
 #include <liburing.h>
 #include <stddef.h>
 
+enum { VIRTIO_HEADER = 10 }; /* sizeof(struct virtio_net_hdr) */
+
 /* One frame as it lies in a slot, from the network header on. */
 struct frame {
     const uint8_t *data;
     size_t length;
+    uint16_t segment; /* see struct packet: a frame that a device merged from several, or left to be cut into several */
     enum drop_reason reason; /* what the metadata alone already says, or DROP_NONE */
     bool checksum_vouched;
 };
@@ -53,6 +56,7 @@ struct ingress {
     bool detaching;
     bool failed;     /* waiting ended with an error: armed again by the timer, not at once */
     bool statistics; /* the socket can tell how many packets the kernel dropped */
+    bool virtio;     /* before the link-layer header stands a struct virtio_net_hdr (PACKET_VNET_HDR) */
     uint64_t detach_ticket;
     struct pool pool;
 };
@@ -60,8 +64,12 @@ struct ingress {
 /* Packets that the kernel dropped on this socket since the last call (PACKET_STATISTICS, packet(7)). */
 uint32_t ingress_overruns(struct ingress *ingress);
 
-/* What the link layer says about a frame, whichever way it is told: tp_status bits and sll_pkttype of packet(7). */
-void ingress_judge(struct frame *frame, uint32_t status, uint8_t packet_type);
+/* Whether packets of this socket come with a struct virtio_net_hdr. */
+bool ingress_has_virtio(int fd);
+
+/* What the link layer says about a frame, whichever way it is told: tp_status bits and sll_pkttype of packet(7), whether
+ * the slot has all of it, and its virtio header (linux/virtio_net.h; NULL if it has none). */
+void ingress_judge(struct frame *frame, uint32_t status, uint8_t packet_type, bool whole, const uint8_t *virtio);
 
 static inline void ingress_free(struct ingress *ingress)
 {

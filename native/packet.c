@@ -127,5 +127,6 @@ enum drop_reason packet_parse(const uint8_t *data, size_t length, bool checksum_
     out->ttl = ip[8];
     out->payload = c.at;
     out->payload_length = udp_length - UDP_HEADER;
+    out->segment = 0;
     return DROP_NONE;
 }

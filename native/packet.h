@@ -28,12 +28,24 @@ struct packet {
     uint8_t ttl;
     const uint8_t *payload; /* points into the frame */
     size_t payload_length;
+    /* 0: the payload is one datagram's. Else it is those of several, each of this length but for the last, which may be
+     * shorter. Filled in by whoever knows: packet_parse does not. */
+    uint16_t segment;
 };
+
+/* Datagrams in one packet, at most: UDP_MAX_SEGMENTS of linux/udp.h (64 before Linux 6.9). */
+enum { PACKET_DATAGRAMS_MAX = 128 };
+
+/* Datagrams in the packet. */
+static inline uint32_t packet_datagrams(const struct packet *packet)
+{
+    return packet->segment ? (uint32_t)((packet->payload_length + packet->segment - 1) / packet->segment) : 1;
+}
 
 /* Parse an IPv4 UDP packet (RFC 791, RFC 768) of `length` bytes. `checksum_vouched`: the kernel or the device has
  * verified the UDP checksum, or has not filled it in yet (TP_STATUS_CSUM_VALID, TP_STATUS_CSUMNOTREADY): do not look at
  * it. Bytes behind the IP total length are link-layer padding and ignored. Returns DROP_NONE and fills `out`, or the
- * reason, with `out` undefined. */
+ * reason, with `out` undefined. `segment` of it is 0. */
 enum drop_reason packet_parse(const uint8_t *data, size_t length, bool checksum_vouched, struct packet *out);
 
 /* Map an IPv4 address in network byte order. */

@@ -34,14 +34,14 @@ void pool_take(struct pool *pool, uint32_t index)
 {
     require(index < pool->size, "filled but not ours", index);
     require(pool->slots[index].holders == 0, "filled while it was held", index);
-    pool->slots[index] = (struct pool_slot){.holders = 1, .rule = POOL_NO_RULE};
+    pool->slots[index] = (struct pool_slot){.holders = 1, .rule = POOL_NO_RULE, .datagrams = 1};
     pool->free--;
 }
 
 void pool_hold(struct pool *pool, uint32_t index)
 {
     require(index < pool->size && pool->slots[index].holders > 0, "held after it was given back", index);
-    require(pool->slots[index].holders < UINT16_MAX, "too many holders", index);
+    require(pool->slots[index].holders < POOL_HOLDERS_MAX, "too many holders", index);
     pool->slots[index].holders++;
 }
 

@@ -17,13 +17,17 @@
 #include <stdint.h>
 
 struct pool_slot {
-    uint16_t holders; /* 0: with the kernel. At most TABLE_OUTPUTS_PER_RULE_MAX sends and the engine */
+    uint32_t holders;    /* 0: with the kernel. The engine, and each send that reads from it */
+    uint32_t rule;       /* counter index of the rule that matched, POOL_NO_RULE if none did */
+    uint16_t datagrams;  /* in the frame: several where a device merged them; they count as forwarded or not together */
     uint8_t copies_sent; /* 1 as soon as one copy left */
-    uint8_t reason; /* enum drop_reason, counted if no copy left */
-    uint32_t rule; /* counter index of the rule that matched, POOL_NO_RULE if none did */
+    uint8_t reason;      /* enum drop_reason, counted if no copy left */
 };
 
 #define POOL_NO_RULE UINT32_MAX
+
+/* The engine and, of a merged frame that has to be sent datagram by datagram, 1024 outputs times 128 datagrams. */
+enum { POOL_HOLDERS_MAX = 1 + 1024 * 128 };
 
 struct pool {
     struct pool_slot *slots;

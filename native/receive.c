@@ -14,6 +14,7 @@ enum {
     NAME_ROOM = 24, /* struct sockaddr_ll, rounded up so that the control messages are aligned */
     CONTROL_ROOM = CMSG_SPACE(sizeof(struct tpacket_auxdata)),
     HEAD_ROOM = sizeof(struct io_uring_recvmsg_out) + NAME_ROOM + CONTROL_ROOM,
+    LINK_ROOM = VIRTIO_HEADER + 32, /* what stands before the packet; Ethernet's header has 14 */
     SLOT_ALIGNMENT = 64,
     SLOTS_MIN = 1,
     SLOTS_MAX = 2048,                   /* 10 ms of 200,000 packets/s */
@@ -82,7 +83,8 @@ int receive_new(struct ingress **out, uint8_t interface, int fd, uint32_t mtu, u
     if (!receive)
         return -ENOMEM;
     receive->base = (struct ingress){.kind = &receive_kind, .fd = fd, .interface = interface, .statistics = true};
-    receive->slot_size = round_up(HEAD_ROOM + mtu, SLOT_ALIGNMENT);
+    receive->base.virtio = ingress_has_virtio(fd);
+    receive->slot_size = round_up(HEAD_ROOM + LINK_ROOM + mtu, SLOT_ALIGNMENT);
     if (!slots)
         for (slots = SLOTS_MAX; slots > SLOTS_MIN && slots * receive->slot_size > MEMORY_MAX;)
             slots /= 2;
@@ -180,12 +182,20 @@ static void receive_complete(struct ingress *ingress, const struct io_uring_cqe 
     }
 }
 
-/* What the link layer and the control message say about a frame: whose it is, tagged, checksum. */
+static void skip(struct frame *frame, size_t n)
+{
+    n = n < frame->length ? n : frame->length;
+    frame->data += n;
+    frame->length -= n;
+}
+
+/* What the link layer and the control message say about a frame: where it begins, whose it is, tagged, checksum. */
 static void read_metadata(const struct receive *receive, struct io_uring_recvmsg_out *out, struct frame *frame)
 {
     const struct sockaddr_ll *link = io_uring_recvmsg_name(out);
     struct msghdr shape = receive->shape;
     struct cmsghdr *control = io_uring_recvmsg_cmsg_firsthdr(out, &shape);
+    const uint8_t *virtio = NULL;
     uint8_t packet_type = PACKET_HOST;
     uint32_t status = 0;
 
@@ -199,10 +209,13 @@ static void read_metadata(const struct receive *receive, struct io_uring_recvmsg
             continue;
         memcpy(&auxiliary, CMSG_DATA(control), sizeof(auxiliary));
         status = auxiliary.tp_status;
+        if (receive->base.virtio && frame->length >= VIRTIO_HEADER) {
+            virtio = frame->data;
+            skip(frame, VIRTIO_HEADER);
+        }
+        skip(frame, auxiliary.tp_net);
     }
-    if (out->flags & MSG_TRUNC)
-        frame->reason = DROP_OVERSIZE;
-    ingress_judge(frame, status, packet_type);
+    ingress_judge(frame, status, packet_type, !(out->flags & MSG_TRUNC), virtio);
 }
 
 static bool receive_next(struct ingress *ingress, uint32_t *slot, struct frame *frame)

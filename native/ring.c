@@ -2,6 +2,7 @@
 #include "ring.h"
 
 #include "table.h"
+#include "whole.h"
 
 #include <errno.h>
 #include <linux/if_packet.h>
@@ -26,6 +27,7 @@ struct ring {
     struct ring_geometry geometry;
     uint32_t frames_per_block;
     uint32_t position; /* the next frame to read */
+    struct wholes wholes;
 };
 
 static const struct ingress_kind ring_kind;
@@ -120,8 +122,8 @@ int ring_new_over(struct ingress **out, uint8_t interface, int fd, const struct 
     ring->geometry = *geometry;
     ring->frames_per_block = geometry->block_size / geometry->frame_size;
     ring->memory = memory;
-    if (pool_open(&ring->base.pool, geometry->blocks * ring->frames_per_block)) {
-        free(ring);
+    if (pool_open(&ring->base.pool, geometry->blocks * ring->frames_per_block) || wholes_open(&ring->wholes)) {
+        ingress_free(&ring->base);
         return -ENOMEM;
     }
     *out = &ring->base;
@@ -146,6 +148,7 @@ int ring_new(struct ingress **out, uint8_t interface, int fd, const struct ring_
     }
     ring_of(*out)->mapped = true;
     ring_of(*out)->size = size;
+    (*out)->virtio = ingress_has_virtio(fd);
     return 0;
 }
 
@@ -156,6 +159,7 @@ static void ring_free(struct ingress *ingress)
     if (ring->mapped)
         munmap(ring->memory, ring->size);
     pool_close(&ingress->pool);
+    wholes_close(&ring->wholes);
     free(ring);
 }
 
@@ -207,36 +211,69 @@ static void ring_complete(struct ingress *ingress, const struct io_uring_cqe *cq
         ring->found = find_oldest(ring);
 }
 
+/* The offsets in a header lie behind it and within the slot, in their order, and so do the bytes. */
+static bool is_sound(const struct ring *ring, const struct tpacket2_hdr *header)
+{
+    uint32_t first = FRAME_MIN + (ring->base.virtio ? VIRTIO_HEADER : 0);
+
+    return header->tp_mac >= first && header->tp_net >= header->tp_mac &&
+           header->tp_net <= ring->geometry.frame_size &&
+           header->tp_snaplen <= ring->geometry.frame_size - header->tp_mac &&
+           header->tp_snaplen >= (uint32_t)(header->tp_net - header->tp_mac);
+}
+
+/* The frame of a slot that has not all of it. True if the whole was to be had. */
+static bool read_whole(struct ring *ring, uint32_t index, const struct tpacket2_hdr *header, struct frame *frame)
+{
+    const uint8_t *link = (const uint8_t *)header + header->tp_mac;
+    uint32_t link_length = header->tp_net - header->tp_mac;
+    const uint8_t *whole;
+
+    if (!(header->tp_status & TP_STATUS_COPY) || header->tp_len < link_length)
+        return false;
+    whole = wholes_take(&ring->wholes, ring->base.fd, index, ring->base.virtio ? VIRTIO_HEADER : 0, link,
+                        header->tp_snaplen, header->tp_len);
+    if (!whole)
+        return false;
+    frame->data = whole + link_length;
+    frame->length = header->tp_len - link_length;
+    return true;
+}
+
 static bool ring_next(struct ingress *ingress, uint32_t *slot, struct frame *frame)
 {
     struct ring *ring = ring_of(ingress);
     const struct tpacket2_hdr *header;
     uint32_t index = ring->position;
+    bool whole;
 
     /* What is not read when the ingress goes is the successor's. */
     if (ingress->detaching || !is_unread(ring, index))
+        return false;
+    header = frame_at(ring, index);
+    if (header->tp_status & TP_STATUS_COPY && !wholes_has_room(&ring->wholes))
         return false;
     pool_take(&ingress->pool, index);
     ring->position = after(ring, index);
     *slot = index;
     *frame = (struct frame){0};
-    header = frame_at(ring, index);
-    if (header->tp_net < FRAME_MIN || header->tp_net > ring->geometry.frame_size ||
-        header->tp_snaplen > ring->geometry.frame_size - header->tp_net) {
+    if (!is_sound(ring, header)) {
         frame->reason = DROP_TRUNCATED;
         return true;
     }
     frame->data = (const uint8_t *)header + header->tp_net;
-    frame->length = header->tp_snaplen;
-    if (header->tp_snaplen < header->tp_len)
-        frame->reason = DROP_OVERSIZE;
+    frame->length = header->tp_snaplen - (header->tp_net - header->tp_mac);
+    whole = header->tp_snaplen >= header->tp_len || read_whole(ring, index, header, frame);
     ingress_judge(frame, header->tp_status,
-                  ((const struct sockaddr_ll *)((const uint8_t *)header + ADDRESS_AT))->sll_pkttype);
+                  ((const struct sockaddr_ll *)((const uint8_t *)header + ADDRESS_AT))->sll_pkttype, whole,
+                  ingress->virtio ? (const uint8_t *)header + header->tp_mac - VIRTIO_HEADER : NULL);
     return true;
 }
 
 static void ring_give_back(struct ingress *ingress, uint32_t slot)
 {
+    if (frame_at(ring_of(ingress), slot)->tp_status & TP_STATUS_COPY)
+        wholes_release(&ring_of(ingress)->wholes, slot);
     __atomic_store_n(&frame_at(ring_of(ingress), slot)->tp_status, TP_STATUS_KERNEL, __ATOMIC_RELEASE);
 }
 

@@ -9,7 +9,8 @@
  * Kernel facts: a frame's slot belongs to whom its tp_status says (TP_STATUS_USER: to us). The kernel fills slots in
  * order and stops at one that is not its own, counting a drop. tp_status is written last by the kernel and must be
  * written last by us, hence acquire and release. poll(2) reports POLLIN while the slot before the kernel's next is ours.
- * A frame is larger than its slot where tp_snaplen < tp_len.
+ * A frame is larger than its slot where tp_snaplen < tp_len; whole.h says how it is had all the same. With
+ * PACKET_VNET_HDR, a struct virtio_net_hdr ends where the link-layer header begins, at tp_mac.
  */
 #ifndef MCRELAY_RING_H
 #define MCRELAY_RING_H

@@ -211,13 +211,16 @@ def remove(rule: str, as_json: bool, path: str) -> None:
 def list_rules(as_json: bool, path: str) -> None:
     """Show the rules."""
     with Client(path) as client:
-        rules = client.rules()
+        reply = client.listing()
     if as_json:
-        _print_json({"rules": rules})
+        _print_json({"rules": reply.rules, "interfaces": reply.interfaces})
         return
-    for rule in rules:
+    for rule in reply.rules:
         click.echo(_rule_line(rule))
-    if not rules:
+    for interface in reply.interfaces:
+        if not interface.segmentation:
+            click.echo(f"{interface.name} takes no segments: datagrams leave it one by one", err=True)
+    if not reply.rules:
         click.echo("no rules; 'mcrelay add --help' shows how to add one", err=True)
 
 

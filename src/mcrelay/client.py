@@ -109,14 +109,24 @@ class Client:
         """Remove a rule by name or id; when it returns, nothing is forwarded by it any more."""
         return self._ask(Remove(id=self._next_id(), rule=rule), Removed)
 
-    def rules(self) -> list[RuleFacts]:
+    def listing(self) -> Rules:
+        """All rules, and the interfaces that they use."""
         found: list[RuleFacts] = []
         while True:
             after = found[-1].id if found else None
             reply = self._ask(ListRules(id=self._next_id(), after=after), Rules)
             found += reply.rules
             if not reply.more:
-                return found
+                return Rules(
+                    id=reply.id,
+                    generation=reply.generation,
+                    rules=tuple(found),
+                    interfaces=reply.interfaces,
+                    more=False,
+                )
+
+    def rules(self) -> tuple[RuleFacts, ...]:
+        return self.listing().rules
 
     def stats(self) -> Stats:
         """Counters of all workers and rules."""

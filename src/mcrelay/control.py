@@ -36,6 +36,7 @@ from mcrelay.messages import (
     GetStats,
     GetVersion,
     GetWorkers,
+    InterfaceFacts,
     ListRules,
     Malformed,
     Message,
@@ -105,6 +106,7 @@ class FlowTable:
 
     rules: RuleSet = field(default_factory=RuleSet)
     records: dict[str, RuleRecord] = field(default_factory=dict)
+    slots: dict[str, int] = field(default_factory=dict)  # of interfaces in use, by name
     generation: int = 0
 
     def __post_init__(self) -> None:
@@ -291,6 +293,7 @@ class ControlPlane:
                 # What a former life of ours has given out is known now.
                 self._table = FlowTable(self._table.rules, self._table.records)
                 self._in_snapshot = False
+            self._table.slots = message.slots
             self._table.generation = message.generation
             self.keep(asyncio.get_running_loop().create_task(self._notify_recorded()))
 
@@ -385,8 +388,13 @@ class ControlPlane:
             id=message.id,
             generation=self._table.generation,
             rules=tuple(_facts(rule) for rule, _record in rules),
+            interfaces=tuple(self._interface_facts(name, slot) for name, slot in sorted(self._table.slots.items())),
             more=more,
         )
+
+    def _interface_facts(self, name: str, slot: int) -> InterfaceFacts:
+        counted = {key: sum(page.interface(slot)[key] for page in self._pages) for key in counters.INTERFACE_COUNTERS}
+        return InterfaceFacts(name=name, segmentation=not counted["segments_refused"], **counted)
 
     def _stats(self, message: GetStats) -> Stats:
         rules, more = _page_of(self._table.after(message.after))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from mcrelay.limits import OUTPUTS_MAX, RULES_MAX
+from mcrelay.limits import INTERFACES_MAX, OUTPUTS_MAX, RULES_MAX
 
 DROP_REASONS: Final = (
     "none",
@@ -31,9 +31,10 @@ DROP_REASONS: Final = (
     "egress_unreachable",
     "egress_refused",
     "egress_error",
+    "merged",
 )
-EGRESS_REASONS: Final = DROP_REASONS[-4:]
 FIRST_EGRESS_REASON: Final = DROP_REASONS.index("egress_full")
+EGRESS_REASONS: Final = DROP_REASONS[FIRST_EGRESS_REASON : FIRST_EGRESS_REASON + 4]
 REASON: Final = {name: number for number, name in enumerate(DROP_REASONS)}
 
 MAGIC: Final = 0x6D6372656C617931
@@ -42,6 +43,8 @@ VERSION: Final = 1
 # In 64-bit words.
 RULE_WORDS: Final = 4
 OUTPUT_WORDS: Final = 8
+INTERFACE_WORDS: Final = 4
+INTERFACES_OFFSET: Final = 2048 // 8
 RULES_OFFSET: Final = 4096 // 8
 OUTPUTS_OFFSET: Final = RULES_OFFSET + RULES_MAX * RULE_WORDS
 PAGE_SIZE: Final = 8 * (OUTPUTS_OFFSET + OUTPUTS_MAX * OUTPUT_WORDS)
@@ -74,6 +77,10 @@ TOTALS: Final = {
     "segments_refused": SEGMENTS_REFUSED,
     "frames_malformed": FRAMES_MALFORMED,
 }
+
+
+# Of one interface slot, in order.
+INTERFACE_COUNTERS: Final = ("frames", "overruns", "merged", "segments_refused")
 
 
 class Page:
@@ -115,6 +122,10 @@ class Page:
             {name: n for name, n in zip(EGRESS_REASONS, drops, strict=True) if n},
         )
 
+    def interface(self, slot: int) -> dict[str, int]:
+        at = self._interface(slot)
+        return dict(zip(INTERFACE_COUNTERS, self._words[at : at + INTERFACE_WORDS], strict=True))
+
     # Writing: one process, and of its threads one per word.
 
     def initialise(self) -> None:
@@ -147,6 +158,14 @@ class Page:
     def count_output_dropped(self, index: int, reason: int) -> None:
         self._words[self._output(index) + 2 + reason - FIRST_EGRESS_REASON] += 1
 
+    def count_interface(self, slot: int, name: str, n: int = 1) -> None:
+        self._words[self._interface(slot) + INTERFACE_COUNTERS.index(name)] += n
+
+    def clear_interface(self, slot: int) -> None:
+        """Zero the counters of an interface slot that no engine uses (any more)."""
+        for word in range(INTERFACE_WORDS):
+            self._words[self._interface(slot) + word] = 0
+
     def clear(self, rules: Iterable[int], outputs: Iterable[int]) -> None:
         """Zero the counters of rules and outputs that no engine uses (any more)."""
         for index in rules:
@@ -155,6 +174,11 @@ class Page:
         for index in outputs:
             for word in range(OUTPUT_WORDS):
                 self._words[self._output(index) + word] = 0
+
+    def _interface(self, slot: int) -> int:
+        if not 0 <= slot < INTERFACES_MAX:
+            raise IndexError(f"interface slot {slot}")
+        return INTERFACES_OFFSET + slot * INTERFACE_WORDS
 
     def _rule(self, index: int) -> int:
         if not 0 <= index < RULES_MAX:

@@ -48,6 +48,17 @@ from mcrelay.worker import Life
 
 log = logging.getLogger(__name__)
 
+NOTICE_S: Final = 5.0  # between two looks at what people should know of interfaces
+
+# What an interface's counter means to a person.
+NOTICES: Final = {
+    "merged": "%(name)s: dropped %(more)d frames that hold several datagrams each; switch off what merges them: "
+    "ethtool -K %(name)s rx-udp-gro-forwarding off rx-gro-list off, or on a sender's end of a veth pair "
+    "ethtool -K INTERFACE tx-udp-segmentation off; or use --ingress ring, which takes them apart",
+    "segments_refused": "%(name)s: does not take segments (UDP_SEGMENT), so datagrams leave it one by one, which costs "
+    "more; see 'ethtool -k %(name)s', and whether each destination's path takes packets of its MTU",
+}
+
 KERNEL_MIN: Final = (6, 1)  # IORING_SETUP_DEFER_TASKRUN, multishot recvmsg (6.0), buffer rings (5.19)
 
 
@@ -103,6 +114,8 @@ class DataPlane:
         self._incoming: list[RuleRecord] = []  # of an unfinished SyncRules, and its ticket
         self._incoming_ticket = 0
         self._answers: dict[int, Callable[[int], None]] = {}
+        self._noticed: dict[tuple[str, str], int] = {}  # interface name and counter -> how much of it was logged
+        self._names: dict[int, str] = {}  # of interfaces, by slot
         self._loop = asyncio.get_running_loop()
         self._requests = Channel(
             "request_sock",
@@ -130,6 +143,7 @@ class DataPlane:
         self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
         self._thread.start()
         self._requests.send(Ready(engine=self._engine.name))
+        self._notice()
 
     def from_supervisor(self, message: Message, descriptors: list[int]) -> None:
         raise AssertionError(f"{type(message).__name__} is not for a data plane")
@@ -158,6 +172,17 @@ class DataPlane:
     def _take_answers(self) -> None:
         for ticket, error in self._engine.answers():
             self._answers.pop(ticket)(error)
+
+    def _notice(self) -> None:
+        """Log what somebody can do something about, when it began and when it went on."""
+        for slot, name in self._names.items():
+            counted = self._page.interface(slot)
+            for key, text in NOTICES.items():
+                before = self._noticed.get((name, key), 0)
+                if counted[key] > before:
+                    log.warning(text, {"name": name, "more": counted[key] - before})
+                self._noticed[name, key] = counted[key]
+        self._loop.call_later(NOTICE_S, self._notice)
 
     # Commands.
 
@@ -215,6 +240,7 @@ class DataPlane:
         self._change(message.ticket, replace)
 
     def _attach(self, message: AttachInterface, fd: int) -> None:
+        self._names[message.slot] = message.name
         ring = message.ring
         geometry = RingGeometry(ring.block_size, ring.blocks, ring.frame_size) if ring else None
         attach = (

@@ -20,7 +20,11 @@ MTU_MAX: Final = 65536  # the loopback's; what is longer cannot be one IPv4 pack
 # The ring of a packet socket (struct tpacket_req). A block is a piece of contiguous kernel memory, and no frame crosses
 # from one to the next.
 RING_BLOCK_SIZE: Final = 256 * 1024
-RING_HEAD: Final = 80  # TPACKET_V2's header, the link-layer address and alignment before the packet (packet(7))
+# Before the packet stand TPACKET_V2's header, the link-layer address and Ethernet's header, together aligned to 16
+# bytes; RING_RESERVE bytes, so that the packet is aligned, too; and the virtio header (packet(7)). A longer link-layer
+# header only makes the kernel hand over the longest packets another way (native/whole.h).
+RING_RESERVE: Final = 6
+RING_HEAD: Final = 80 + RING_RESERVE + 10
 RING_ALIGNMENT: Final = 64  # a frame's header is alone in its cache line
 RING_MEMORY_DEFAULT: Final = 16 * 1024 * 1024  # per worker and interface: 100 ms of 100,000 packets/s of 1500 bytes
 

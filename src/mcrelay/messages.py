@@ -121,6 +121,7 @@ class RecordRules(Message, frozen=True):
     added: tuple[RuleRecord, ...]
     removed: tuple[Text, ...]
     complete: bool
+    slots: dict[Text, Slot]  # of all interfaces in use
     snapshot: bool = False
 
 
@@ -194,6 +195,7 @@ class AttachInterface(Message, frozen=True):
 
     ticket: Id
     slot: Slot
+    name: Text  # what people call it
     mtu: Mtu
     direction: Direction
     ring: Ring | None = None
@@ -296,10 +298,22 @@ class ListRules(Message, frozen=True):
     after: Text | None = None  # the id of the last rule already seen
 
 
+class InterfaceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An interface that rules use, over all workers."""
+
+    name: str
+    frames: int  # that came in for rules, or nearly
+    overruns: int  # of which the kernel dropped so many, because workers did not read fast enough
+    merged: int  # frames of several datagrams that had to be dropped
+    segments_refused: int
+    segmentation: bool  # false: it refused segments, and datagrams leave it one by one
+
+
 class Rules(Message, frozen=True):
     id: Id
     generation: Id
     rules: tuple[RuleFacts, ...]
+    interfaces: tuple[InterfaceFacts, ...]
     more: bool
 
 

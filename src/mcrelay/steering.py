@@ -4,7 +4,8 @@ The kernel asks a classic BPF program for every packet and takes the result modu
 (PACKET_FANOUT_CBPF, packet(7)). The supervisor computes the same function to know which worker needs a rule. Both forms
 stand here, side by side, and a test runs traffic through the kernel's to see that they agree.
 
-The program sees a packet from its network header on (the sockets are SOCK_DGRAM). Knows nothing of sockets or rules.
+The fanout's program sees a packet from its network header on, a socket's filter from its link-layer header on (the
+sockets are SOCK_RAW). Knows nothing of sockets or rules.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import Final
 PORT_MULTIPLIER: Final = 0x9E3779B1
 MULTIPLIER: Final = 0x85EBCA6B
 SHIFT: Final = 16
+
+# The network header wherever it is, as long as it lies in a packet's linear part (SKF_NET_OFF of linux/filter.h).
+NETWORK: Final = 0xFFF00000
 
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, constant
 
@@ -55,10 +59,11 @@ def steering_program() -> list[Instruction]:
     ]
 
 
-def udp_filter() -> list[Instruction]:
-    """Accept IPv4 UDP, all bytes of it."""
+def udp_filter(network: int = NETWORK) -> list[Instruction]:
+    """Accept IPv4 UDP, all bytes of it. `network`: where the network header begins, from where the program sees the
+    packet."""
     return [
-        (LD_B_ABS, 0, 0, 9),
+        (LD_B_ABS, 0, 0, network + 9),
         (JEQ_K, 0, 1, 17),
         (RET_K, 0, 0, 0xFFFFFFFF),
         (RET_K, 0, 0, 0),

@@ -334,7 +334,9 @@ class Supervisor:
             async with AsyncExitStack() as undo:
                 await self._provide([active.rule for active in added], undo)
                 workers = await self._distribute(added, removed, undo)
+                self._admit([active.rule for active in added], undo)
                 undo.pop_all()
+            self._refuse([active.rule for active in removed], {active.rule.id for active in added})
             self._commit(added, removed)
             await self._retire([active.rule for active in removed])
             for active in removed:
@@ -408,13 +410,32 @@ class Supervisor:
             if self._attachments.has((name, direction)):
                 continue
             ring = self._ring_for(present[name].mtu)
+            known = name in self._attachments
             attachment = await asyncio.to_thread(self._attachments.open, present[name], direction, ring)
+            if not known:
+                for page in self._pages:
+                    page.counters.clear_interface(attachment.slot)
             undo.push_async_callback(self._detach, (name, direction))
             workers = self._ready_workers()
             await asyncio.gather(*(self._attach(child, attachment, direction) for child in workers))
         for rule in rules:
             self._attachments.join(group(rule))
             undo.callback(self._attachments.leave, group(rule))
+
+    def _admit(self, rules: list[Rule], undo: AsyncExitStack) -> None:
+        """The workers know these rules: let the packets come."""
+        for rule in rules:
+            if rule.id not in self._active:
+                undo.callback(self._attachments.refuse, rule)
+            try:
+                self._attachments.admit(rule)
+            except OSError as error:
+                raise SystemRefusal(f"rule {rule.label}: {error.strerror}", "see the kernel's log (dmesg)") from None
+
+    def _refuse(self, rules: list[Rule], unless: set[str]) -> None:
+        for rule in rules:
+            if rule.id not in unless:
+                self._attachments.refuse(rule)
 
     def _ring_for(self, mtu: int) -> RingGeometry | None:
         if self._options.ingress == "recv" or any(child.engine == "reference" for child in self._data):
@@ -440,6 +461,7 @@ class Supervisor:
         message = AttachInterface(
             ticket=ticket,
             slot=attachment.slot,
+            name=attachment.interface.name,
             mtu=attachment.interface.mtu,
             direction=direction,
             ring=Ring(ring.block_size, ring.blocks, ring.frame_size) if ring else None,
@@ -549,6 +571,7 @@ class Supervisor:
                     added=piece,
                     removed=tuple(removed) if last else (),
                     complete=last,
+                    slots=self._attachments.slots(),
                     snapshot=snapshot,
                 ),
             )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.daemon import PROGRAM, Daemon
+from lab.daemon import PROGRAM, Daemon, settled
 from lab.namespaces import wait_until
 from lab.plan import ReceivePlan, SendPlan
 from lab.topology import RelayLine
@@ -254,6 +254,20 @@ def test_without_io_uring_the_reference_engine_serves_and_says_so(start: StartDa
     receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", count=500, expect=500))
     run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=1000, count=500))
     assert receiver.result().lost == 0
+
+
+def test_without_the_right_to_load_a_filter_workers_drop_what_is_for_nobody(
+    start: StartDaemon, line: RelayLine
+) -> None:
+    daemon = start(program=("setpriv", "--bounding-set", "-bpf,-sys_admin", PROGRAM))
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0")
+    daemon.wait_for_log("CAP_BPF")
+    daemon.run("add", "239.1.1.2:5000%in0", f"{OUTPUT}%out1")
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", count=500, expect=500))
+    run_sender(line.sender, SendPlan(INPUT, flows=2, interface="eth0", rate=1000, count=1000))
+    assert receiver.result().lost == 0
+    with daemon.client() as client:
+        assert settled(client)["dropped"] == {"no_rule": 500}
 
 
 def test_without_io_uring_engine_uring_is_refused(line: RelayLine, tmp_path: Path) -> None:

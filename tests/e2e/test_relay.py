@@ -160,6 +160,50 @@ def test_outputs_of_all_kinds_in_one_rule(daemon: Daemon, line: RelayLine) -> No
             assert {datagram.source for datagram in arrived} == {egress.address}
 
 
+def test_what_no_rule_wants_does_not_reach_a_worker(daemon: Daemon, line: RelayLine) -> None:
+    """The kernel drops it before it is copied, as rules come and go."""
+    for number in range(2):
+        daemon.run("add", f"239.1.1.{number}:5000%in0", f"{OUTPUT}%out0", "--name", f"rule{number}")
+
+    def received_of(flows: int) -> int:
+        with daemon.client() as client:
+            before: int = settled(client)["received"]
+            run_sender(
+                line.sender,
+                SendPlan("239.1.1.0:5000", flow_step="group", flows=flows, interface="eth0", rate=20_000, count=4000),
+            )
+            after: int = settled(client)["received"]
+        return after - before
+
+    assert received_of(4) == 2000
+    daemon.run("remove", "rule0")
+    assert received_of(4) == 1000
+    daemon.run("add", "239.1.1.0:5000%in0", f"{OUTPUT}%out0", "--name", "rule0")
+    assert received_of(4) == 2000
+    with daemon.client() as client:
+        assert settled(client)["dropped"] == {}
+
+
+def test_an_interface_that_takes_no_segments_is_shown_and_nothing_is_lost(daemon: Daemon, line: RelayLine) -> None:
+    """Its MTU shrinks behind the daemon's back, so the kernel refuses segments of what does not fit."""
+    count = 20_000
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", f"{OUTPUT}%out1")
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", count=count, expect=count))
+    line.relay.ip("link", "set", "out0", "mtu", "1000")
+    try:
+        run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=20_000, count=count, size=1400))
+        assert receiver.result().lost == 0
+        shown = {interface["name"]: interface for interface in daemon.json("list")["interfaces"]}
+        assert set(shown) == {"in0", "out0", "out1"}
+        assert shown["in0"]["frames"] == count
+        assert shown["out0"]["segments_refused"] >= 1
+        assert [shown[name]["segmentation"] for name in ("in0", "out0", "out1")] == [True, False, True]
+        assert "out0 takes no segments" in daemon.run("list").stderr
+        daemon.wait_for_log("out0: does not take segments")
+    finally:
+        line.relay.ip("link", "set", "out0", "mtu", "1500")
+
+
 def _ten_to(capture: Capture, target: str) -> list[UdpDatagram]:
     found = [d for d in capture.udp(outgoing=False) if f"{d.destination}:{d.destination_port}" == target]
     return found if len(found) == 10 else []

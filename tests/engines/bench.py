@@ -43,9 +43,14 @@ class Kind:
 
     make: Callable[[memoryview], Engine]
     ring: bool = False
+    whole: bool = True  # takes frames that are longer than the MTU
 
 
-ENGINES: Final = {"ring": Kind(UringEngine, ring=True), "recv": Kind(UringEngine), "reference": Kind(ReferenceEngine)}
+ENGINES: Final = {
+    "ring": Kind(UringEngine, ring=True),
+    "recv": Kind(UringEngine, whole=False),
+    "reference": Kind(ReferenceEngine),
+}
 SOCKET_BUFFER: Final = 64 * 1024 * 1024
 SO_RCVBUFFORCE: Final = 33
 IP_RECVTTL: Final = 12

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 import os
 import socket
 from collections.abc import Iterable
 from typing import ClassVar
 
-from mcrelay import __version__, counters
+import pytest
+
+from mcrelay import __version__, counters, dataplane
 from mcrelay.channel import Channel
 from mcrelay.dataplane import DataPlane
 from mcrelay.limits import RingGeometry
@@ -112,6 +115,7 @@ class Rig:
         self.life = Life()
         page = os.memfd_create("page")
         os.ftruncate(page, counters.PAGE_SIZE)
+        self.page = counters.Page(memoryview(mmap.mmap(page, counters.PAGE_SIZE)))
         requests, theirs = socket.socketpair()
         commands, their_commands = socket.socketpair()
         self._requests = Channel(
@@ -146,7 +150,7 @@ def test_commands_reach_the_engine_and_its_answers_the_supervisor() -> None:
         await rig.until(Ready(engine="fake"))
         with open("/dev/null") as null:
             rig.commands.send(
-                AttachInterface(ticket=1, slot=0, mtu=1500, direction="ingress", ring=Ring(4096, 2, 2048)),
+                AttachInterface(ticket=1, slot=0, name="in0", mtu=1500, direction="ingress", ring=Ring(4096, 2, 2048)),
                 [null.fileno()],
             )
             await rig.told(1)
@@ -189,9 +193,34 @@ def test_what_the_engine_or_the_worker_cannot_do_is_refused_and_changes_nothing(
         await rig.until(Acknowledge(ticket=2, error="KeyError: 'out0'"))
         assert rig.engine.told == []
         with open("/dev/null") as null:
-            rig.commands.send(AttachInterface(ticket=3, slot=0, mtu=1500, direction="egress"), [null.fileno()])
+            rig.commands.send(
+                AttachInterface(ticket=3, slot=0, name="in0", mtu=1500, direction="egress"), [null.fileno()]
+            )
             await rig.told(1)
         rig.engine.say(1, 12)
         await rig.until(Acknowledge(ticket=3, error=os.strerror(12)))
 
     asyncio.run(test())
+
+
+def test_what_somebody_can_mend_on_an_interface_is_logged_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(dataplane, "NOTICE_S", 0.01)
+
+    async def test() -> None:
+        rig = Rig()
+        with open("/dev/null") as null:
+            rig.commands.send(
+                AttachInterface(ticket=1, slot=3, name="in0", mtu=1500, direction="ingress"), [null.fileno()]
+            )
+            await rig.told(1)
+        for merged in (5, 2):
+            rig.page.count_interface(3, "merged", merged)
+            async with asyncio.timeout(DEADLINE_S):
+                while f"in0: dropped {merged} frames" not in caplog.text:
+                    await asyncio.sleep(0.001)
+
+    asyncio.run(test())
+    assert "ethtool -K in0 rx-udp-gro-forwarding off" in caplog.text
+    assert len(caplog.records) == 2

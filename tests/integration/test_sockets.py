@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import select
 import socket
@@ -12,13 +13,19 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from lab.capture import Capture, Frame
+from lab.capture import Capture, Frame, Injector
+from lab.frames import decode_udp, ethernet_ipv4, ethernet_ipv4_udp
 from lab.namespaces import Lab, Namespace, unsupported, wait_until
 from lab.topology import RelayLine, relay_line
 from mcrelay.errors import SystemRefusal
+from mcrelay.limits import RULES_MAX
+from mcrelay.net.admission import Admission
 from mcrelay.net.interfaces import Interface, list_interfaces
 from mcrelay.net.sockets import Memberships, open_egress, open_ingress
-from mcrelay.steering import steer
+from mcrelay.steering import NETWORK, steer
+
+# Before the payload in what a packet socket gives: virtio, Ethernet, IPv4 and UDP header.
+HEADERS = 10 + 14 + 20 + 8
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,7 @@ def test_the_kernel_steers_as_we_compute(line: RelayLine, workers: int) -> None:
             readable, _, _ = select.select(sockets, [], [], 5)
             assert readable, f"only {len(seen)} of {len(flows)} datagrams arrived"
             for sock in readable:
-                payload = sock.recv(2000)[28:].decode()
+                payload = sock.recv(2000)[HEADERS:].decode()
                 assert payload not in seen, "a datagram came twice"
                 seen[payload] = sockets.index(sock)
         for group, port in flows:
@@ -70,11 +77,64 @@ def test_only_incoming_udp_reaches_a_worker(line: RelayLine) -> None:
         icmp.sendto(struct.pack("!BBHHH", 8, 0, 0xF7FF, 0, 0), ("239.1.1.1", 0))
         udp.sendto(b"theirs", ("239.1.1.1", 5000))
         sock.settimeout(5)
-        assert sock.recv(2000)[28:] == b"theirs"
+        assert sock.recv(2000)[HEADERS:] == b"theirs"
         assert not select.select([sock], [], [], 0)[0]
     finally:
         for opened in (sock, own, icmp, udp):
             opened.close()
+
+
+@pytest.mark.parametrize("network", [14, NETWORK])
+def test_only_admitted_destinations_reach_a_worker(line: RelayLine, network: int) -> None:
+    """Whatever else a packet has, and also behind IP options. A sentinel shows that nothing else is on its way."""
+    source = random.Random(network)
+    flows = [(f"239.1.{a}.{b}", port) for a in (0, 1) for b in (1, 2) for port in (5000, 5001, 65535)]
+    admission = Admission(network)
+    sockets = line.relay.call(open_ingress, interface(line.relay, "in0"), 2, None, None, admission)
+    injector = Injector(line.sender, "eth0")
+
+    def passing() -> set[tuple[str, int]]:
+        admission.admit(IPv4Address("239.9.9.9"), 9)
+        for group, port in [*flows, ("239.9.9.9", 9)]:
+            options = bytes([1]) * source.choice([0, 4, 40])
+            injector.send(
+                ethernet_ipv4_udp("203.0.113.10", group, 4000, port, f"{group} {port}".encode(), options=options)
+            )
+            # The same bytes where the port would be, of another protocol.
+            injector.send(ethernet_ipv4("203.0.113.10", group, 47, struct.pack("!HHHH", 4000, port, 8, 0)))
+        seen: set[tuple[str, int]] = set()
+        wait_s = 5.0
+        while readable := select.select(sockets, [], [], wait_s)[0]:
+            for sock in readable:
+                frame = decode_udp(sock.recv(2000)[10:])
+                assert frame is not None
+                group, text = frame.payload.decode().split()
+                assert (group, int(text)) not in seen
+                seen.add((group, int(text)))
+            if ("239.9.9.9", 9) in seen:
+                wait_s = 0.0  # what was sent before it is there
+        assert ("239.9.9.9", 9) in seen
+        return seen - {("239.9.9.9", 9)}
+
+    try:
+        assert passing() == set()
+        admitted = set(flows[::2])
+        for group, port in [*admitted, *admitted]:
+            admission.admit(IPv4Address(group), port)
+        assert passing() == admitted
+        for group, port in flows[:6]:  # some of them were not admitted
+            admission.refuse(IPv4Address(group), port)
+        assert passing() == admitted - set(flows[:6])
+        for number in range(RULES_MAX - 1 - len(admitted - set(flows[:6]))):
+            admission.admit(IPv4Address("239.200.0.0") + number, 1)
+        with pytest.raises(OSError, match="bpf") as full:
+            admission.admit(IPv4Address("239.250.0.0"), 1)
+        assert full.value.errno == errno.E2BIG
+    finally:
+        admission.close()
+        injector.close()
+        for sock in sockets:
+            sock.close()
 
 
 def test_an_egress_socket_receives_nothing_and_reaches_no_host_receiver(line: RelayLine) -> None:
@@ -89,14 +149,14 @@ def test_an_egress_socket_receives_nothing_and_reaches_no_host_receiver(line: Re
         assert (payload, address) == (b"out", "198.51.100.1")
         receiver.sendto(b"back", (address, port))
         incoming.settimeout(5)
-        assert incoming.recv(2000)[28:] == b"back"  # it was there
+        assert incoming.recv(2000)[HEADERS:] == b"back"  # it was there
         sock.setblocking(False)
         with pytest.raises(BlockingIOError):
             sock.recv(100)
         # Multicast is not looped back to this host, where it would come in again.
         sock.sendto(b"looped?", ("239.2.2.2", 7000))
         receiver.sendto(b"after", ("198.51.100.1", 7001))
-        assert incoming.recv(2000)[28:] == b"after"
+        assert incoming.recv(2000)[HEADERS:] == b"after"
     finally:
         for opened in (sock, incoming, receiver):
             opened.close()
@@ -146,12 +206,14 @@ def joined(namespace: Namespace, name: str) -> set[str]:
 def test_interfaces_are_as_the_kernel_says(line: RelayLine) -> None:
     found = line.relay.call(lambda: asyncio.run(list_interfaces()))
     assert set(found) == {"lo", "in0", "out0"}
-    assert found["in0"] == Interface("in0", line.relay.ifindex("in0"), 1500, is_up=True, has_ipv4=True)
+    assert found["in0"] == Interface("in0", line.relay.ifindex("in0"), 1500, is_up=True, has_ipv4=True, network=14)
     line.relay.ip("address", "flush", "dev", "out0")
     line.relay.ip("link", "set", "out0", "mtu", "9000", "down")
     try:
         found = line.relay.call(lambda: asyncio.run(list_interfaces()))
-        assert found["out0"] == Interface("out0", line.relay.ifindex("out0"), 9000, is_up=False, has_ipv4=False)
+        assert found["out0"] == Interface(
+            "out0", line.relay.ifindex("out0"), 9000, is_up=False, has_ipv4=False, network=14
+        )
     finally:
         line.relay.ip("link", "set", "out0", "mtu", "1500", "up")
         line.relay.ip("address", "add", "198.51.100.1/24", "dev", "out0")

@@ -68,12 +68,12 @@ static void test_most_holders(void)
     CHECK_EQUAL(pool_open(&pool, SLOTS), 0);
     for (uint32_t slot = 0; slot < SLOTS; slot++) {
         pool_take(&pool, slot);
-        for (unsigned holders = 1; holders < UINT16_MAX; holders++)
+        for (unsigned holders = 1; holders < (unsigned)POOL_HOLDERS_MAX; holders++)
             pool_hold(&pool, slot);
     }
     CHECK_EQUAL(pool.free, 0);
     for (uint32_t slot = 0; slot < SLOTS; slot++)
-        for (unsigned holders = UINT16_MAX; holders; holders--)
+        for (unsigned holders = (unsigned)POOL_HOLDERS_MAX; holders; holders--)
             CHECK_EQUAL(pool_release(&pool, slot), holders == 1);
     CHECK_EQUAL(pool.free, SLOTS);
     pool_close(&pool);
@@ -149,7 +149,7 @@ static void hold_foreign(struct pool *pool)
 static void hold_too_often(struct pool *pool)
 {
     pool_take(pool, 2);
-    for (unsigned holders = 1; holders <= UINT16_MAX; holders++)
+    for (unsigned holders = 1; holders <= (unsigned)POOL_HOLDERS_MAX; holders++)
         pool_hold(pool, 2);
 }
 

@@ -6,12 +6,15 @@
 #include "ring.h"
 
 #include "check.h"
+#include "whole.h"
 
 #include <errno.h>
 #include <linux/if_packet.h>
+#include <linux/virtio_net.h>
 #include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -269,7 +272,7 @@ static void test_header(const struct header_case *c, uint32_t slot)
     open_ring();
     header = prepare(slot, 0);
     ((struct sockaddr_ll *)((uint8_t *)header + ADDRESS_AT))->sll_pkttype = c->packet_type;
-    header->tp_net = (uint16_t)c->net;
+    header->tp_mac = header->tp_net = (uint16_t)c->net;
     header->tp_snaplen = c->snaplen;
     header->tp_len = c->len;
     set_status(slot, TP_STATUS_USER | c->status);
@@ -380,6 +383,197 @@ static void test_waiting(void)
     close_ring();
 }
 
+/* Frames with a link-layer header of LINK bytes, and a virtio header before that. */
+enum { LINK = 14, MAC = NET + VIRTIO_HEADER, BEHIND_LINK = MAC + LINK };
+
+static struct tpacket2_hdr *prepare_linked(uint32_t slot, uint8_t kind, uint16_t segment)
+{
+    struct tpacket2_hdr *header = prepare(slot, 0);
+    const struct virtio_net_hdr virtio = {.gso_type = kind, .gso_size = segment};
+
+    header->tp_mac = MAC;
+    header->tp_net = BEHIND_LINK;
+    header->tp_len = header->tp_snaplen = LINK + 4;
+    memcpy((uint8_t *)header + NET, &virtio, sizeof(virtio));
+    return header;
+}
+
+static void test_virtio(uint8_t kind, uint16_t segment, uint16_t expected)
+{
+    struct frame frame;
+    uint32_t slot;
+
+    check_case("virtio header of kind %u, segments of %u", kind, segment);
+    open_ring();
+    ingress->virtio = true;
+    prepare_linked(0, kind, segment);
+    set_status(0, TP_STATUS_USER);
+    complete(POLLIN);
+    CHECK(ingress->kind->next(ingress, &slot, &frame));
+    CHECK_EQUAL(frame.reason, DROP_NONE);
+    CHECK_EQUAL(frame.segment, expected);
+    CHECK_EQUAL(frame.length, 4);
+    CHECK(frame.data == (uint8_t *)header_at(0) + BEHIND_LINK);
+    give_back(0);
+    close_ring();
+}
+
+static void test_unsound_link(void)
+{
+    static const struct {
+        uint16_t mac, net;
+        uint32_t snaplen;
+    } cases[] = {
+        {ADDRESS_AT + sizeof(struct sockaddr_ll) + VIRTIO_HEADER - 1, BEHIND_LINK, 20}, /* the virtio header would begin in the address */
+        {BEHIND_LINK, MAC, 20},              /* the packet before its header */
+        {MAC, BEHIND_LINK, LINK - 1},        /* not even the header */
+        {MAC, FRAME_SIZE + 1, FRAME_SIZE},   /* behind the slot */
+        {MAC, BEHIND_LINK, FRAME_SIZE - MAC + 1},
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct tpacket2_hdr *header;
+        struct frame frame;
+        uint32_t slot;
+
+        check_case("unsound link header %zu", i);
+        open_ring();
+        ingress->virtio = true;
+        header = prepare_linked(FRAMES - 1, VIRTIO_NET_HDR_GSO_NONE, 0);
+        header->tp_mac = cases[i].mac;
+        header->tp_net = cases[i].net;
+        header->tp_snaplen = cases[i].snaplen;
+        set_status(FRAMES - 1, TP_STATUS_USER);
+        complete(POLLIN);
+        CHECK(ingress->kind->next(ingress, &slot, &frame));
+        CHECK_EQUAL(frame.reason, DROP_TRUNCATED);
+        CHECK(!frame.data && !frame.length);
+        give_back(FRAMES - 1);
+        close_ring();
+    }
+}
+
+/* The kernel's part for a frame that is longer than its slot: LONG bytes all in all, of which the slot has what fits. */
+enum { LONG = 3000, FITS = FRAME_SIZE - MAC };
+
+static void fill_long(uint32_t slot, int queue, uint8_t number, uint8_t kind, uint16_t segment, uint32_t more_status)
+{
+    struct tpacket2_hdr *header = prepare_linked(slot, kind, segment);
+    uint8_t copy[VIRTIO_HEADER + LONG];
+
+    memset(copy, number, sizeof(copy));
+    header->tp_len = LONG;
+    header->tp_snaplen = FITS;
+    memset((uint8_t *)header + MAC, number, FITS);
+    if (queue >= 0)
+        CHECK_EQUAL(send(queue, copy, sizeof(copy), 0), (ssize_t)sizeof(copy));
+    set_status(slot, TP_STATUS_USER | more_status);
+}
+
+static void expect_long(uint32_t slot, uint8_t number, enum drop_reason reason)
+{
+    struct frame frame;
+    uint32_t taken;
+
+    CHECK(ingress->kind->next(ingress, &taken, &frame));
+    CHECK_EQUAL(taken, slot);
+    CHECK_EQUAL(frame.reason, reason);
+    if (reason != DROP_NONE)
+        return;
+    CHECK_EQUAL(frame.length, LONG - LINK);
+    for (size_t i = 0; i < frame.length; i++)
+        CHECK_EQUAL(frame.data[i], number);
+}
+
+static void test_whole(void)
+{
+    int queue[2];
+
+    check_case("frames longer than their slots");
+    CHECK_EQUAL(socketpair(AF_UNIX, SOCK_DGRAM, 0, queue), 0);
+    open_ring();
+    ingress->virtio = true;
+    ingress->fd = queue[0];
+    fill_long(0, queue[1], 7, VIRTIO_NET_HDR_GSO_NONE, 0, TP_STATUS_COPY);
+    fill_long(1, queue[1], 8, 5, 100, TP_STATUS_COPY);
+    fill_long(2, -1, 9, VIRTIO_NET_HDR_GSO_NONE, 0, 0); /* the kernel had no room for a copy */
+    fill_long(3, -1, 9, 5, 100, 0);
+    complete(POLLIN);
+    expect_long(0, 7, DROP_NONE);
+    expect_long(1, 8, DROP_NONE);
+    expect_long(2, 9, DROP_OVERSIZE);
+    expect_long(3, 9, DROP_MERGED);
+    for (uint32_t slot = 0; slot < 4; slot++)
+        give_back(slot);
+
+    check_case("a predecessor took copies and died");
+    fill_long(4, -1, 1, VIRTIO_NET_HDR_GSO_NONE, 0, TP_STATUS_COPY);
+    fill_long(5, -1, 2, VIRTIO_NET_HDR_GSO_NONE, 0, TP_STATUS_COPY);
+    fill_long(6, queue[1], 3, VIRTIO_NET_HDR_GSO_NONE, 0, TP_STATUS_COPY);
+    fill_long(7, queue[1], 4, VIRTIO_NET_HDR_GSO_NONE, 0, TP_STATUS_COPY);
+    complete(POLLIN);
+    expect_long(4, 1, DROP_OVERSIZE);
+    expect_long(5, 2, DROP_OVERSIZE);
+    expect_long(6, 3, DROP_NONE);
+    expect_long(7, 4, DROP_NONE);
+    for (uint32_t slot = 4; slot < 8; slot++)
+        give_back(slot);
+
+    check_case("no copy is there");
+    fill_long(8, -1, 5, VIRTIO_NET_HDR_GSO_NONE, 0, TP_STATUS_COPY);
+    complete(POLLIN);
+    expect_long(8, 5, DROP_OVERSIZE);
+    give_back(8);
+    close_ring();
+    close(queue[0]);
+    close(queue[1]);
+}
+
+/* As many as can be held; the next waits in the ring until one is given back. */
+static void test_whole_full(void)
+{
+    const struct ring_geometry roomy = {FRAME_SIZE * (WHOLES_MAX + 1), 1, FRAME_SIZE};
+    struct frame frame;
+    uint8_t *outer = memory;
+    uint32_t slot;
+    int queue[2];
+
+    check_case("every buffer is held");
+    CHECK_EQUAL(socketpair(AF_UNIX, SOCK_DGRAM, 0, queue), 0);
+    memory = calloc(WHOLES_MAX + 1, FRAME_SIZE);
+    CHECK(memory);
+    CHECK_EQUAL(ring_new_over(&ingress, 5, queue[0], &roomy, memory), 0);
+    ingress->virtio = true;
+    for (uint32_t i = 0; i <= WHOLES_MAX; i++) {
+        struct tpacket2_hdr *header = (struct tpacket2_hdr *)(memory + i * FRAME_SIZE);
+        const struct virtio_net_hdr virtio = {.gso_type = 0};
+        uint8_t copy[VIRTIO_HEADER + LONG] = {0};
+
+        header->tp_len = LONG;
+        header->tp_snaplen = FITS;
+        header->tp_mac = MAC;
+        header->tp_net = BEHIND_LINK;
+        memcpy((uint8_t *)header + NET, &virtio, sizeof(virtio));
+        header->tp_status = TP_STATUS_USER | TP_STATUS_COPY;
+        if (i == 0)
+            CHECK_EQUAL(ingress->kind->enter(ingress, NULL), 0);
+        CHECK_EQUAL(send(queue[1], copy, sizeof(copy), 0), (ssize_t)sizeof(copy));
+        CHECK_EQUAL(ingress->kind->next(ingress, &slot, &frame), i < WHOLES_MAX);
+    }
+    CHECK_EQUAL(ingress->pool.free, 1);
+    CHECK(pool_release(&ingress->pool, 3));
+    ingress->kind->give_back(ingress, 3);
+    close(queue[1]);
+    CHECK(ingress->kind->next(ingress, &slot, &frame));
+    CHECK_EQUAL(slot, WHOLES_MAX);
+    CHECK_EQUAL(frame.reason, DROP_NONE);
+    ingress->kind->leave(ingress, NULL);
+    ingress_free(ingress);
+    free(memory);
+    memory = outer;
+    close(queue[0]);
+}
+
 static void refuse(const char *name, unsigned interface, uint32_t block_size, uint32_t blocks, uint32_t frame_size)
 {
     const struct ring_geometry impossible = {block_size, blocks, frame_size};
@@ -428,6 +622,11 @@ int main(void)
             test_start(first, count, false);
             test_start(first, count, true);
         }
+    for (uint8_t kind = 0; kind < 8; kind++)
+        test_virtio(kind, 100, kind == 5 ? 100 : 0);
+    test_unsound_link();
+    test_whole();
+    test_whole_full();
     test_detaching();
     test_waiting();
     test_geometry();

@@ -49,7 +49,7 @@ from mcrelay.messages import (
 
 DEADLINE_S = 10.0
 CLIENT = Client(pid=1, uid=2, gid=3)
-RECORD = RecordRules(generation=1, added=(), removed=(), complete=True)
+RECORD = RecordRules(generation=1, added=(), removed=(), complete=True, slots={})
 START = Start(role="control", index=0, workers=2, engine="auto", version="1", debug=False)
 GARBAGE = HEADER.pack(7) + b"garbage"
 
@@ -199,7 +199,7 @@ def send_raw(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) 
 
 def record(size: int) -> RecordRules:
     """A message of about this many bytes, up to the longest."""
-    return RecordRules(generation=size, added=(), removed=("x" * 250,) * (size // 253), complete=True)
+    return RecordRules(generation=size, added=(), removed=("x" * 250,) * (size // 253), complete=True, slots={})
 
 
 def fill(end: End, message: Message) -> int:
@@ -221,7 +221,9 @@ def fill(end: End, message: Message) -> int:
 def test_messages_arrive_in_order() -> None:
     async def test() -> None:
         async with pair() as (supervisor, control):
-            sent = [RecordRules(generation=n, added=(), removed=("x",) * n, complete=True) for n in range(200)]
+            sent = [
+                RecordRules(generation=n, added=(), removed=("x",) * n, complete=True, slots={}) for n in range(200)
+            ]
             for message in sent:
                 supervisor.channel.send(message)
             await until(lambda: len(control.messages) == len(sent))
@@ -505,7 +507,7 @@ def test_a_given_descriptor_that_waits_is_closed_with_the_channel(
 
 async def full(supervisor: End) -> None:
     fill(supervisor, record(FRAME_MAX - 1000))
-    fill(supervisor, RECORD)
+    fill(supervisor, Shutdown())  # than which nothing is shorter
 
 
 async def closed(supervisor: End) -> None:

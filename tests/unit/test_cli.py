@@ -613,7 +613,7 @@ def playing(request: Message) -> list[Message]:
             seen = [rule.id for rule in RULES].index(request.after) + 1 if request.after else 0
             page, more = RULES[seen : seen + 2], seen + 2 < len(RULES)
             if isinstance(request, ListRules):
-                return [Rules(id=request.id, generation=7, rules=page, more=more)]
+                return [Rules(id=request.id, generation=7, rules=page, interfaces=(), more=more)]
             stats = tuple(
                 RuleStats(r.id, r.name, r.input, packets=1, bytes=2, forwarded=1, dropped=0, outputs=()) for r in page
             )
@@ -641,7 +641,7 @@ def test_long_lists_are_asked_for_until_their_end(player: Path) -> None:
 JSON = {
     "add": {"rule", "generation", "workers"},
     "remove": {"rule", "generation", "workers"},
-    "list": {"rules"},
+    "list": {"rules", "interfaces"},
     "stats": {"generation", "workers", "rules", "frames_malformed"},
     "workers": {"processes"},
     "version": {"client", "daemon", "protocol"},

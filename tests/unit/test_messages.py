@@ -355,8 +355,8 @@ def test_the_order_of_fields_and_white_space_mean_nothing() -> None:
         ),
         (Version(id=4, version="0.1.0", protocol=1), {"type": "version", "id": 4, "version": "0.1.0", "protocol": 1}),
         (
-            Rules(id=5, generation=6, rules=(), more=False),
-            {"type": "rules", "id": 5, "generation": 6, "rules": [], "more": False},
+            Rules(id=5, generation=6, rules=(), interfaces=(), more=False),
+            {"type": "rules", "id": 5, "generation": 6, "rules": [], "interfaces": [], "more": False},
         ),
         (
             Failure(id=None, code="busy", message="m", hint="h"),
@@ -495,7 +495,7 @@ def test_every_piece_of_all_possible_rules_fits_a_frame(outputs: int, letter: st
     total = 0
     for piece, last in in_frames(records):
         total += len(encode(SyncRules(ticket=2**53, rules=piece, slots=slots, complete=last)))
-        encode(RecordRules(generation=2**53, added=piece, removed=("f" * 12,), complete=last, snapshot=True))
+        encode(RecordRules(generation=2**53, added=piece, removed=("f" * 12,), complete=last, slots={}, snapshot=True))
     assert total < QUEUE_MAX
 
 

@@ -183,7 +183,7 @@ def test_the_program_gives_a_word_for_any_bytes(packet: bytes) -> None:
 
 def accepted(kernel: Filter, packet: bytes) -> bool:
     """What udp_filter says, by both."""
-    by_us = run(udp_filter(), packet)
+    by_us = run(udp_filter(0), packet)
     assert by_us in (0, WORD)
     assert kernel.accepts(packet) == bool(by_us)
     return bool(by_us)
@@ -191,20 +191,20 @@ def accepted(kernel: Filter, packet: bytes) -> bool:
 
 @pytest.mark.parametrize("options", [b"", bytes(40)])
 def test_the_filter_accepts_exactly_udp(kernel: Filter, options: bytes) -> None:
-    kernel.attach(udp_filter())
+    kernel.attach(udp_filter(0))
     passing = [p for p in range(256) if accepted(kernel, ipv4(0xEF010101, 5000, options, protocol=p))]
     assert passing == [UDP]
 
 
 @given(some_ipv4)
 def test_the_filter_looks_at_the_protocol_alone(kernel: Filter, packet: bytes) -> None:
-    kernel.attach(udp_filter())
+    kernel.attach(udp_filter(0))
     assert accepted(kernel, packet) == (packet[9] == UDP)
 
 
 @given(st.binary(min_size=1, max_size=30))
 def test_the_filter_refuses_what_is_too_short_for_a_protocol(kernel: Filter, packet: bytes) -> None:
-    kernel.attach(udp_filter())
+    kernel.attach(udp_filter(0))
     assert accepted(kernel, packet) == (len(packet) > 9 and packet[9] == UDP)
 
 

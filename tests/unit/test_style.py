@@ -114,9 +114,10 @@ PRIVILEGED = re.compile(
 )
 MAY = {
     "mcrelay.net.sockets": re.compile(
-        r"AF_PACKET|PACKET_FANOUT\w*|PACKET_RX_RING|PACKET_IGNORE_OUTGOING|SO_\w+FORCE|SO_ATTACH_\w+|SO_BINDTODEVICE"
+        r"AF_PACKET|SOCK_RAW|PACKET_FANOUT\w*|PACKET_RX_RING|PACKET_IGNORE_OUTGOING|SO_\w+FORCE|SO_ATTACH_\w+|SO_BINDTODEVICE"
         r"|IP_ADD_\w*MEMBERSHIP"
     ),
+    "mcrelay.net.admission": re.compile(r"SO_ATTACH_BPF|_libc|CDLL"),
     "mcrelay.process": re.compile(r"set(res)?[ug]id|setgroups|_CAPSET|_?prctl|PR_\w+|CAP_\w+|_?libc|CDLL"),
     # Who is at the other end of a client's connection.
     "mcrelay.listener": re.compile(r"SO_PEER\w+|_?libc|CDLL"),

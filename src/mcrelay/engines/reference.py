@@ -13,7 +13,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 from mcrelay.counters import (
@@ -36,11 +36,16 @@ from mcrelay.rules import Entry, Leg
 PACKET_OTHERHOST: Final = 3
 PACKET_STATISTICS: Final = 6
 PACKET_AUXDATA: Final = 8
+PACKET_VNET_HDR: Final = 15
 SOL_PACKET: Final = 263
 TP_STATUS_CSUMNOTREADY: Final = 1 << 3
 TP_STATUS_VLAN_VALID: Final = 1 << 4
 TP_STATUS_CSUM_VALID: Final = 1 << 7
-AUXDATA: Final = struct.Struct("=IIIHHHH")  # struct tpacket_auxdata: status first
+AUXDATA: Final = struct.Struct("=IIIHHHH")  # struct tpacket_auxdata: status first, network header's offset fifth
+VIRTIO: Final = struct.Struct("=BBHHHH")  # struct virtio_net_hdr: kind second, segment size fourth
+VIRTIO_NET_HDR_GSO_UDP_L4: Final = 5
+ROOM: Final = 128 + 65535  # headers before the packet, and the longest one
+DATAGRAMS_MAX: Final = 128  # merged into one frame (UDP_MAX_SEGMENTS)
 STATISTICS: Final = struct.Struct("=II")  # struct tpacket_stats: packets, drops
 
 COMMANDS_MAX: Final = 64
@@ -69,6 +74,22 @@ class Packet:
     port: int
     ttl: int
     payload: memoryview
+    segment: int = 0  # length of each of several datagrams in the payload but the last; 0: it is one
+
+    @property
+    def datagrams(self) -> list[memoryview]:
+        if not self.segment:
+            return [self.payload]
+        return [self.payload[at : at + self.segment] for at in range(0, len(self.payload), self.segment)]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame from its network header on, and what the kernel said of it."""
+
+    data: memoryview
+    segment: int = 0
+    vouched: bool = False  # for the checksum
 
 
 class Drop(Exception):
@@ -107,6 +128,23 @@ def parse(data: memoryview, *, checksum_vouched: bool) -> Packet:
     return Packet(b"\0" * 10 + b"\xff\xff" + bytes(data[16:20]), port, data[8], udp[8:])
 
 
+def _open(data: memoryview, control: list[tuple[int, int, bytes]], address: object, *, virtio: bool) -> Frame:
+    """What recvmsg gave, taken apart; Drop for what is not ours to forward."""
+    segment = status = network = 0
+    if virtio:
+        _flags, kind, _header_length, size, _start, _offset = VIRTIO.unpack_from(data)
+        segment = size if kind == VIRTIO_NET_HDR_GSO_UDP_L4 else 0
+        data = data[VIRTIO.size :]
+    for level, message, payload in control:
+        if level == SOL_PACKET and message == PACKET_AUXDATA and len(payload) >= AUXDATA.size:
+            status, _length, _captured, _link, network, _tag, _tag_protocol = AUXDATA.unpack_from(payload)
+    if status & TP_STATUS_VLAN_VALID:
+        raise Drop("vlan_tagged")
+    if isinstance(address, tuple) and len(address) >= 3 and address[2] == PACKET_OTHERHOST:
+        raise Drop("other_host")
+    return Frame(data[network:], segment, bool(status & (TP_STATUS_CSUM_VALID | TP_STATUS_CSUMNOTREADY)))
+
+
 def _checksum(data: memoryview | bytes) -> int:
     """The ones' complement sum of RFC 1071, 0xffff where it includes a right checksum."""
     padded = bytes(data) + b"\0" * (len(data) % 2)
@@ -120,8 +158,8 @@ def _checksum(data: memoryview | bytes) -> int:
 class Ingress:
     interface: int
     fd: int
-    room: int
     sock: socket.socket
+    virtio: bool  # frames begin with a struct virtio_net_hdr
     statistics: bool = True
 
 
@@ -152,7 +190,7 @@ class ReferenceEngine:
     def attach_ingress(self, interface: int, fd: int, mtu: int, ring: RingGeometry | None = None) -> int:
         if ring is not None:
             raise OSError(errno.EOPNOTSUPP, "engine reference reads no ring")
-        return self._submit(lambda: self._do_attach_ingress(interface, fd, mtu))
+        return self._submit(lambda: self._do_attach_ingress(interface, fd))
 
     def detach_ingress(self, interface: int) -> int:
         return self._submit(lambda: self._do_detach_ingress(interface))
@@ -230,10 +268,11 @@ class ReferenceEngine:
             self._answers.append((ticket, action()))
             os.eventfd_write(self._answer_fd, 1)
 
-    def _do_attach_ingress(self, interface: int, fd: int, mtu: int) -> int:
+    def _do_attach_ingress(self, interface: int, fd: int) -> int:
         if interface in self._ingress:
             return errno.EEXIST
-        ingress = Ingress(interface, fd, mtu, socket.socket(fileno=fd))
+        sock = socket.socket(fileno=fd)
+        ingress = Ingress(interface, fd, sock, bool(sock.getsockopt(SOL_PACKET, PACKET_VNET_HDR)))
         self._ingress[interface] = ingress
         self._selector.register(fd, selectors.EVENT_READ, ingress)
         self._count_pool()
@@ -287,78 +326,72 @@ class ReferenceEngine:
         if drops:
             self._page.count(RECEIVED, drops)
             self._page.count_dropped(REASON["ingress_overrun"], drops)
+            self._page.count_interface(ingress.interface, "overruns", drops)
 
     def _receive(self, ingress: Ingress) -> None:
         for _ in range(PACKETS_PER_TURN):
             try:
-                data, control, flags, address = ingress.sock.recvmsg(
-                    ingress.room, socket.CMSG_SPACE(AUXDATA.size), socket.MSG_DONTWAIT
+                data, control, _flags, address = ingress.sock.recvmsg(
+                    ROOM, socket.CMSG_SPACE(AUXDATA.size), socket.MSG_DONTWAIT
                 )
             except OSError:
                 return  # nothing there, or the interface went down: select again
             self._page.count(RECEIVED)
+            self._page.count_interface(ingress.interface, "frames")
             try:
-                vouched = self._check_metadata(control, flags, address)
-                packet = parse(memoryview(data), checksum_vouched=vouched)
+                frame = _open(memoryview(data), control, address, virtio=ingress.virtio)
+                packet = parse(frame.data, checksum_vouched=frame.vouched)
+                if frame.segment and frame.segment < len(packet.payload):
+                    packet = replace(packet, segment=frame.segment)
+                datagrams = packet.datagrams
+                if len(datagrams) > DATAGRAMS_MAX:
+                    self._page.count_interface(ingress.interface, "merged")
+                    raise Drop("merged")
+                self._page.count(RECEIVED, len(datagrams) - 1)
                 self._page.count(RECEIVED_BYTES, len(packet.payload))
                 entry = self._rules.get((packet.destination, packet.port, ingress.interface))
-                if entry is None:
-                    raise Drop("no_rule")
             except Drop as drop:
                 self._page.count_dropped(REASON[drop.args[0]])
                 continue
-            self._forward(entry, packet)
+            if entry is None:
+                self._page.count_dropped(REASON["no_rule"], len(datagrams))
+            else:
+                self._forward(entry, packet, datagrams)
 
-    def _check_metadata(self, control: list[tuple[int, int, bytes]], flags: int, address: object) -> bool:
-        """Whether the checksum needs no check; Drop for what is not ours to forward."""
-        vouched = False
-        reason = ""
-        if isinstance(address, tuple) and len(address) >= 3 and address[2] == PACKET_OTHERHOST:
-            reason = "other_host"
-        if flags & socket.MSG_TRUNC:
-            reason = "oversize"
-        for level, kind, payload in control:
-            if level == SOL_PACKET and kind == PACKET_AUXDATA and len(payload) >= AUXDATA.size:
-                status = AUXDATA.unpack_from(payload)[0]
-                if status & TP_STATUS_VLAN_VALID:
-                    reason = "vlan_tagged"
-                vouched = bool(status & (TP_STATUS_CSUM_VALID | TP_STATUS_CSUMNOTREADY))
-        if reason:
-            raise Drop(reason)
-        return vouched
-
-    def _forward(self, entry: Entry, packet: Packet) -> None:
-        size = len(packet.payload)
-        self._page.count_rule(entry.counter, packets=1, size=size)
+    def _forward(self, entry: Entry, packet: Packet, datagrams: list[memoryview]) -> None:
+        """Datagrams that came merged count as forwarded or not together, like in the C core."""
+        count = len(datagrams)
+        self._page.count_rule(entry.counter, packets=count, size=len(packet.payload))
         copies = 0
         reasons = []
         for leg in entry.legs:
-            failure = self._send(leg, packet)
-            if failure is None:
-                copies += 1
-                self._page.count_output(leg.counter, size)
-            else:
-                reasons.append(REASON[failure])
-                self._page.count_output_dropped(leg.counter, reasons[-1])
+            for payload in datagrams:
+                failure = self._send(leg, payload, packet.ttl)
+                if failure is None:
+                    copies += 1
+                    self._page.count_output(leg.counter, len(payload))
+                    self._page.count(COPIES_BYTES, len(payload))
+                else:
+                    reasons.append(REASON[failure])
+                    self._page.count_output_dropped(leg.counter, reasons[-1])
         if copies:
             self._page.count(COPIES, copies)
             self._page.count(SENDS, copies)
-            self._page.count(COPIES_BYTES, copies * size)
-            self._page.count(FORWARDED)
-            self._page.count_rule(entry.counter, forwarded=1)
+            self._page.count(FORWARDED, count)
+            self._page.count_rule(entry.counter, forwarded=count)
         else:
-            self._page.count_dropped(min(reasons))
-            self._page.count_rule(entry.counter, dropped=1)
+            self._page.count_dropped(min(reasons), count)
+            self._page.count_rule(entry.counter, dropped=count)
 
-    def _send(self, leg: Leg, packet: Packet) -> str | None:
+    def _send(self, leg: Leg, payload: memoryview, came_with_ttl: int) -> str | None:
         """The reason if the copy did not leave."""
         sock = self._egress.get(leg.egress)
         if sock is None:
             return "egress_unreachable"
-        ttl = leg.ttl or max(1, packet.ttl - 1)
+        ttl = leg.ttl or max(1, came_with_ttl - 1)
         try:
             sock.sendmsg(
-                [packet.payload],
+                [payload],
                 [(socket.IPPROTO_IP, socket.IP_TTL, struct.pack("=i", ttl))],
                 socket.MSG_DONTWAIT,
                 (socket.inet_ntoa(leg.address[12:]), leg.port),

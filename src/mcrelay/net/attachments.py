@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -22,8 +23,11 @@ from mcrelay.errors import RuleError, SystemRefusal
 from mcrelay.limits import INTERFACES_MAX, RingGeometry
 from mcrelay.messages import Direction
 from mcrelay.net import sockets
+from mcrelay.net.admission import Admission
 from mcrelay.net.interfaces import Interface
 from mcrelay.rules import Rule
+
+log = logging.getLogger(__name__)
 
 Need = tuple[str, Direction]  # interface name
 Group = tuple[str, IPv4Address]  # interface name
@@ -36,6 +40,7 @@ class Attachment:
     slot: int
     interface: Interface
     ring: RingGeometry | None = None  # of the ingress sockets, if they have one
+    admission: Admission | None = None  # of the ingress sockets, if they have one
     sockets: dict[Direction, list[socket.socket]] = field(default_factory=dict)
 
 
@@ -55,10 +60,14 @@ class Attachments:
         self._memberships = sockets.Memberships()
         self._uses: Counter[Need] = Counter()
         self._joined: Counter[Group] = Counter()
+        self._may_filter = True
         self._stock: tuple[RingGeometry, list[socket.socket]] | None = None
 
     def __iter__(self) -> Iterator[Attachment]:
         return iter(self._by_name.values())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
 
     def __getitem__(self, name: str) -> Attachment:
         return self._by_name[name]
@@ -80,12 +89,34 @@ class Attachments:
             prepared = stock[1] if stock and stock[0] == ring else None
             if stock and prepared is None:
                 _close_all(stock[1])
-            attachment.sockets[direction] = sockets.open_ingress(interface, self._workers, ring, prepared)
+            admission = self._make_admission(interface)
+            try:
+                attachment.sockets[direction] = sockets.open_ingress(
+                    interface, self._workers, ring, prepared, admission
+                )
+            except BaseException:
+                if admission:
+                    admission.close()
+                raise
             attachment.ring = ring
+            attachment.admission = admission
         else:
             attachment.sockets[direction] = sockets.open_egress(interface, self._workers)
         self._by_name[interface.name] = attachment
         return attachment
+
+    def _make_admission(self, interface: Interface) -> Admission | None:
+        if not self._may_filter:
+            return None
+        try:
+            return Admission(interface.network)
+        except OSError as error:
+            self._may_filter = False
+            log.warning(
+                "packets for nobody are dropped by the workers, not by the kernel: %s; give mcrelay run CAP_BPF, too",
+                error.strerror,
+            )
+            return None
 
     @property
     def has_stock(self) -> bool:
@@ -121,6 +152,9 @@ class Attachments:
         """Close the sockets of one direction. No worker may be using them."""
         attachment = self._by_name[name]
         closing = attachment.sockets.pop(direction)
+        if direction == "ingress" and attachment.admission:
+            attachment.admission.close()
+            attachment.admission = None
         if not attachment.sockets:
             del self._by_name[name]
         await asyncio.to_thread(_close_all, closing)
@@ -136,6 +170,18 @@ class Attachments:
         if not self._joined[wanted]:
             name, address = wanted
             self._memberships.leave(self._by_name[name].interface.index, address)
+
+    def admit(self, rule: Rule) -> None:
+        """Let the rule's packets through to the workers, who know it. Idempotent."""
+        admission = self._by_name[rule.input.interface].admission
+        if admission and rule.input.port is not None:
+            admission.admit(group(rule)[1], rule.input.port)
+
+    def refuse(self, rule: Rule) -> None:
+        """Let them through no more. Idempotent."""
+        admission = self._by_name[rule.input.interface].admission
+        if admission and rule.input.port is not None:
+            admission.refuse(group(rule)[1], rule.input.port)
 
     def keep(self, rule: Rule) -> None:
         """The rule is active: count what it needs."""
@@ -154,6 +200,9 @@ class Attachments:
 
     async def close_all(self) -> None:
         self._memberships.close()
+        for attachment in self:
+            if attachment.admission:
+                attachment.admission.close()
         stock = self._stock[1] if self._stock else []
         open_sockets = [sock for a in self for opened in a.sockets.values() for sock in opened]
         await asyncio.to_thread(_close_all, stock + open_sockets)

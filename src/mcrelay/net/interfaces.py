@@ -12,10 +12,13 @@ from pyroute2 import AsyncIPRoute
 
 from mcrelay.errors import RuleError
 from mcrelay.limits import MTU_MAX
+from mcrelay.steering import NETWORK
 
 AF_INET: Final = 2
 IFF_UP: Final = 1
 MTU_MIN: Final = 68  # RFC 791
+# Length of the link-layer header by type of device (linux/if_arp.h): Ethernet, loopback, none at all.
+LINK_HEADERS: Final = {1: 14, 772: 14, 65534: 0}
 NAMES_SHOWN: Final = 20  # to somebody who mistyped one
 
 
@@ -26,6 +29,8 @@ class Interface:
     mtu: int  # bytes of a packet, as far as an IPv4 packet can be long
     is_up: bool
     has_ipv4: bool
+    # Where a packet socket's filter finds the network header: behind the link-layer header, of the lengths known here.
+    network: int = NETWORK
 
 
 async def list_interfaces() -> dict[str, Interface]:
@@ -43,6 +48,7 @@ async def list_interfaces() -> dict[str, Interface]:
             min(max(int(_attribute(link, "IFLA_MTU")), MTU_MIN), MTU_MAX),
             bool(int(link["flags"]) & IFF_UP),
             index in with_ipv4,
+            LINK_HEADERS.get(int(link["ifi_type"]), NETWORK),
         )
     return found
 

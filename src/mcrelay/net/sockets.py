@@ -9,6 +9,9 @@ Kernel facts:
   bound with a filter that drops all, and gets its real filter when the whole group stands.
 - The fanout program returns an index into the group's members in the order in which they joined.
 - Without PACKET_IGNORE_OUTGOING (Linux 4.20) a packet socket also sees what this host sends.
+- PACKET_VNET_HDR (SOCK_RAW only) tells which frames hold several datagrams that a device merged. Before Linux 6.2 it
+  knows no such frames of UDP and has the kernel drop them, uncounted by anyone who could say why.
+- PACKET_COPY_THRESH queues a copy of each frame that is longer than its slot in the ring.
 - igmp_max_memberships (20 by default) counts per socket, not per host: open as many sockets as it takes (ip(7)).
 """
 
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import socket
 import struct
 from collections.abc import Sequence
@@ -25,7 +29,8 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from mcrelay.errors import SystemRefusal
-from mcrelay.limits import RingGeometry
+from mcrelay.limits import RING_RESERVE, RingGeometry
+from mcrelay.net.admission import Admission
 from mcrelay.net.interfaces import Interface
 from mcrelay.steering import Instruction, drop_filter, steering_program, udp_filter
 
@@ -34,8 +39,11 @@ SO_ATTACH_FILTER: Final = 26
 SO_RCVBUFFORCE: Final = 33
 SO_SNDBUFFORCE: Final = 32
 PACKET_RX_RING: Final = 5
+PACKET_COPY_THRESH: Final = 7
 PACKET_AUXDATA: Final = 8
 PACKET_VERSION: Final = 10
+PACKET_RESERVE: Final = 12
+PACKET_VNET_HDR: Final = 15
 TPACKET_V2: Final = 1
 PACKET_FANOUT: Final = 18
 PACKET_FANOUT_DATA: Final = 22
@@ -69,10 +77,11 @@ def open_ingress(
     workers: int,
     ring: RingGeometry | None = None,
     prepared: list[socket.socket] | None = None,
+    admission: Admission | None = None,
 ) -> list[socket.socket]:
-    """One packet socket for each worker, together one fanout group over the interface's incoming IPv4 UDP; each with a
-    ring of its own, or to be received from. `prepared`, if given, are sockets of prepare_ingress for the same ring, and
-    are the caller's no more."""
+    """One packet socket for each worker, together one fanout group over the interface's incoming IPv4 UDP, or what of
+    it `admission` admits; each with a ring of its own, or to be received from. `prepared`, if given, are sockets of
+    prepare_ingress for the same ring, and are the caller's no more."""
     with ExitStack() as stack:
         group: int | None = None
         try:
@@ -84,7 +93,10 @@ def open_ingress(
                 group = _join_fanout(sock, group)
             _set_program(sockets[0], SOL_PACKET, PACKET_FANOUT_DATA, steering_program())
             for sock in sockets:
-                _set_program(sock, socket.SOL_SOCKET, SO_ATTACH_FILTER, udp_filter())
+                if admission:
+                    admission.attach(sock)
+                else:
+                    _set_program(sock, socket.SOL_SOCKET, SO_ATTACH_FILTER, udp_filter(interface.network))
         except OSError as error:
             raise SystemRefusal(
                 f"cannot receive on {interface.name}: {error.strerror}", _remedy(error, interface)
@@ -109,14 +121,22 @@ def prepare_ingress(workers: int, ring: RingGeometry | None) -> list[socket.sock
         return sockets
 
 
+def tells_merged_datagrams() -> bool:
+    """Whether this kernel says which frames hold several datagrams (VIRTIO_NET_HDR_GSO_UDP_L4)."""
+    major, minor = os.uname().release.split("-")[0].split(".")[:2]
+    return (int(major), int(minor)) >= (6, 2)
+
+
 def _prepare_ingress(ring: RingGeometry | None) -> socket.socket:
     """A packet socket that is not bound yet and takes nothing."""
-    sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     try:
         _set_program(sock, socket.SOL_SOCKET, SO_ATTACH_FILTER, drop_filter())
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
         sock.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
         sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+        if tells_merged_datagrams():
+            sock.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
         if ring is not None:
             _set_up_ring(sock, ring)
     except BaseException:
@@ -128,6 +148,8 @@ def _prepare_ingress(ring: RingGeometry | None) -> socket.socket:
 def _set_up_ring(sock: socket.socket, ring: RingGeometry) -> None:
     frames = ring.block_size // ring.frame_size * ring.blocks
     sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V2)
+    sock.setsockopt(SOL_PACKET, PACKET_RESERVE, RING_RESERVE)
+    sock.setsockopt(SOL_PACKET, PACKET_COPY_THRESH, 1)
     sock.setsockopt(
         SOL_PACKET, PACKET_RX_RING, struct.pack("=IIII", ring.block_size, ring.blocks, ring.frame_size, frames)
     )
