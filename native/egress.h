@@ -5,7 +5,7 @@
  * The cost of sending is the way through the kernel's stack, some microseconds a call, whatever the size. So datagrams
  * of one output that come in one batch leave as one send where that can be: equal lengths (the last may be shorter),
  * equal TTL, cut apart again by the kernel or the device (UDP_SEGMENT, udp(7)). Nothing waits for company here: a batch
- * is what was there.
+ * is what was there; pace.h has how long the engine lets one gather.
  *
  * A run owns its message header, addresses and control data from its opening to its completion, so that the rule it came
  * from may be replaced meanwhile; the payloads stay in the ingress's slots, of each of which the run is a holder. Sends

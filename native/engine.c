@@ -2,6 +2,7 @@
 #include "engine.h"
 
 #include "egress.h"
+#include "pace.h"
 #include "receive.h"
 #include "ring.h"
 
@@ -10,6 +11,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -18,6 +20,7 @@ enum {
     COMMANDS_MAX = 64,   /* outstanding; a table counts as one however many rules it has. Power of two */
     PACKETS_PER_TURN = 64, /* of one interface, before the next one's turn */
     PACKETS_PER_BATCH = 512, /* gathered into runs before they are sent: enough for 64 segments of several flows */
+    GATHERED_MAX = 64, /* completions that end a wait for company before its time */
     STATISTICS_MS = 100,   /* how often the sockets are asked for overruns while packets come */
 };
 
@@ -88,6 +91,10 @@ struct engine {
     bool active; /* packets came since the timer last fired */
     bool commands_waiting;
     bool stopping;
+    bool busy_poll;
+    struct pace pace;
+    uint64_t wait_ns; /* before the next turn; 0: until something happens */
+    uint64_t taken;   /* packets of this turn */
     uint64_t stop_ticket;
     struct { /* the packet whose copies are being prepared; rule NULL: none */
         struct ingress *ingress;
@@ -298,6 +305,7 @@ static bool forward(struct engine *engine)
         blocked = (engine->current.rule && !copy_current(engine)) || engine->runs.refused_count;
     }
     runs_flush(&engine->runs, submit_run, engine);
+    engine->taken += taken;
     return taken == PACKETS_PER_BATCH || engine->runs.refused_count;
 }
 
@@ -406,7 +414,7 @@ static void upkeep(struct engine *engine)
             }
         } else if (ingress->failed) {
             engine->active = true; /* the timer lets it try again */
-        } else if (!ingress->armed && ingress->kind->wants_arming(ingress)) {
+        } else if (!ingress->armed && ingress->kind->wants_arming(ingress, engine->busy_poll || engine->wait_ns)) {
             arm(engine, ingress);
         }
     }
@@ -544,6 +552,38 @@ static void reap(struct engine *engine)
     io_uring_cq_advance(&engine->ring, seen);
 }
 
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now); /* needs no system call */
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Nothing for the kernel to do, and nothing that it has for us. */
+static bool is_quiet(const struct io_uring *ring)
+{
+    return !io_uring_sq_ready(ring) && !io_uring_cq_ready(ring) &&
+           !(IO_URING_READ_ONCE(*ring->sq.kflags) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW));
+}
+
+/* Submit what was prepared, and wait for what the next turn is for. */
+static int enter(struct engine *engine, bool more)
+{
+    struct __kernel_timespec timeout = {.tv_nsec = (long long)engine->wait_ns};
+    struct io_uring_cqe *first;
+    int error;
+
+    if (engine->busy_poll && is_quiet(&engine->ring))
+        return 0;
+    if (engine->busy_poll || more)
+        return io_uring_submit_and_get_events(&engine->ring);
+    if (!engine->wait_ns)
+        return io_uring_submit_and_wait(&engine->ring, 1);
+    error = io_uring_submit_and_wait_timeout(&engine->ring, &first, GATHERED_MAX, &timeout, NULL);
+    return error == -ETIME ? 0 : error;
+}
+
 int engine_run(struct engine *engine)
 {
     int error = io_uring_enable_rings(&engine->ring);
@@ -553,16 +593,19 @@ int engine_run(struct engine *engine)
         return error;
     arm_command_poll(engine);
     while (!engine->stopping || engine->attached_count) {
-        error = more ? io_uring_submit_and_get_events(&engine->ring) : io_uring_submit_and_wait(&engine->ring, 1);
+        error = enter(engine, more);
         /* EBUSY, EAGAIN: completions have to be taken first. */
         if (error < 0 && error != -EINTR && error != -EBUSY && error != -EAGAIN)
             return error;
         reap(engine);
+        engine->taken = 0;
         do {
             if (engine->commands_waiting && at_rest(engine))
                 execute_commands(engine);
             more = forward(engine);
         } while (engine->commands_waiting && at_rest(engine));
+        if (engine->pace.budget_ns)
+            engine->wait_ns = pace_next(&engine->pace, now_ns(), engine->taken);
         upkeep(engine);
     }
     answer(engine, engine->stop_ticket, 0, NULL, NULL);
@@ -571,18 +614,22 @@ int engine_run(struct engine *engine)
 
 /* --- the command side ---------------------------------------------------------------------------------------------- */
 
-int engine_open(struct engine **out, struct counters_page *counters, int command_fd, int answer_fd)
+int engine_open(struct engine **out, struct counters_page *counters, int command_fd, int answer_fd,
+                struct engine_pace pace)
 {
     /* Disabled until engine_run, because the ring belongs to the thread that enables it (SINGLE_ISSUER). With
      * DEFER_TASKRUN receives are completed when we ask, in a batch, instead of by interrupting us. */
     struct io_uring_params params = {
         .flags = IORING_SETUP_R_DISABLED | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
-                 IORING_SETUP_CQSIZE,
+                 IORING_SETUP_CQSIZE | (pace.busy_poll ? IORING_SETUP_TASKRUN_FLAG : 0),
         .cq_entries = COMPLETIONS,
     };
-    struct engine *engine = calloc(1, sizeof(*engine));
+    struct engine *engine;
     int error;
 
+    if (pace.latency_budget_us > PACE_BUDGET_US_MAX)
+        return -EINVAL;
+    engine = calloc(1, sizeof(*engine));
     if (!engine)
         return -ENOMEM;
     error = io_uring_queue_init_params(SUBMISSIONS, &engine->ring, &params);
@@ -593,6 +640,8 @@ int engine_open(struct engine **out, struct counters_page *counters, int command
     engine->counters = counters;
     engine->command_fd = command_fd;
     engine->answer_fd = answer_fd;
+    engine->busy_poll = pace.busy_poll;
+    engine->pace.budget_ns = pace.busy_poll ? 0 : (uint64_t)pace.latency_budget_us * 1000;
     for (unsigned i = 0; i < TABLE_INTERFACES_MAX; i++)
         engine->egress[i].fd = -1;
     runs_init(&engine->runs);

@@ -15,6 +15,7 @@
 #ifndef MCRELAY_ENGINE_H
 #define MCRELAY_ENGINE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -26,10 +27,18 @@ struct engine_answer {
     int result;      /* 0 or negative errno */
 };
 
+/* How long packets may wait, and what the engine may cost for it. */
+struct engine_pace {
+    uint32_t latency_budget_us; /* at high rates a packet may wait so long for others, which then cost less; 0: none waits */
+    bool busy_poll;             /* never sleep: a whole core for the lowest latency */
+};
+
 /* Make an engine that counts into `counters` (mapped writable by the caller, who unmaps it after engine_close).
  * `command_fd` and `answer_fd` are non-blocking eventfds: the engine waits on the first and signals the second.
- * -ENOMEM; -EPERM, -ENOSYS or -EINVAL where the kernel has no io_uring for us. */
-int engine_open(struct engine **out, struct counters_page *counters, int command_fd, int answer_fd);
+ * -ENOMEM; -EPERM or -ENOSYS where the kernel has no io_uring for us; -EINVAL then, too, or for a budget above
+ * PACE_BUDGET_US_MAX. */
+int engine_open(struct engine **out, struct counters_page *counters, int command_fd, int answer_fd,
+                struct engine_pace pace);
 
 /* Forward until engine_stop is through: all packets taken from the sockets are dealt with, all sends complete. Returns
  * 0 then, or the error that ended it early. */

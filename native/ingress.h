@@ -33,8 +33,9 @@ struct ingress_kind {
     /* Begin and end to work on this io_uring. */
     int (*enter)(struct ingress *ingress, struct io_uring *ring);
     void (*leave)(struct ingress *ingress, struct io_uring *ring);
-    /* Prepare what waits for frames; only if it does not wait already and there is reason to. */
-    bool (*wants_arming)(const struct ingress *ingress);
+    /* Prepare what waits for frames; only if it does not wait already and there is reason to. `looked_at`: the engine
+     * will look for frames soon, whether or not it is woken. */
+    bool (*wants_arming)(const struct ingress *ingress, bool looked_at);
     void (*arm)(struct ingress *ingress, struct io_uring_sqe *sqe);
     /* Take note of a completion of that. */
     void (*complete)(struct ingress *ingress, const struct io_uring_cqe *cqe, struct counters_page *counters);

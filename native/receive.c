@@ -150,8 +150,9 @@ static void receive_leave(struct ingress *ingress, struct io_uring *ring)
 }
 
 /* After an exhausted pool, only when a quarter is back: not one receive per slot. */
-static bool receive_wants_arming(const struct ingress *ingress)
+static bool receive_wants_arming(const struct ingress *ingress, bool looked_at)
 {
+    (void)looked_at; /* it is the receive that fetches the frames */
     return ingress->pool.free >= (ingress->pool.size + 3) / 4;
 }
 

@@ -176,13 +176,13 @@ static void ring_leave(struct ingress *ingress, struct io_uring *uring)
     (void)uring;
 }
 
-static bool ring_wants_arming(const struct ingress *ingress)
+static bool ring_wants_arming(const struct ingress *ingress, bool looked_at)
 {
     const struct ring *ring = (const struct ring *)ingress;
 
     /* With frames in flight poll(2) would report those; their completions wake us in any case. A frame that came since
-     * we last looked is reported at once. */
-    return ring->base.pool.free == ring->base.pool.size;
+     * we last looked is reported at once. While we do not know where the next one will be, poll(2) says when to search. */
+    return (!looked_at || !ring->found) && ring->base.pool.free == ring->base.pool.size;
 }
 
 static void ring_arm(struct ingress *ingress, struct io_uring_sqe *sqe)
@@ -208,7 +208,7 @@ static void ring_complete(struct ingress *ingress, const struct io_uring_cqe *cq
         ingress->failed = true;
     }
     if (!ring->found || !is_unread(ring, ring->position))
-        ring->found = find_oldest(ring);
+        ring->found |= find_oldest(ring);
 }
 
 /* The offsets in a header lie behind it and within the slot, in their order, and so do the bytes. */
@@ -248,7 +248,7 @@ static bool ring_next(struct ingress *ingress, uint32_t *slot, struct frame *fra
     bool whole;
 
     /* What is not read when the ingress goes is the successor's. */
-    if (ingress->detaching || !is_unread(ring, index))
+    if (ingress->detaching || !ring->found || !is_unread(ring, index))
         return false;
     header = frame_at(ring, index);
     if (header->tp_status & TP_STATUS_COPY && !wholes_has_room(&ring->wholes))

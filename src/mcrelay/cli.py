@@ -17,7 +17,7 @@ import click
 from mcrelay import __version__
 from mcrelay.client import DEFAULT_SOCKET, Client
 from mcrelay.errors import EXIT_CODES, Error, UsageError
-from mcrelay.limits import RING_MEMORY_DEFAULT, WORKERS_MAX
+from mcrelay.limits import LATENCY_BUDGET_US_DEFAULT, LATENCY_BUDGET_US_MAX, RING_MEMORY_DEFAULT, WORKERS_MAX
 from mcrelay.messages import ProcessFacts, RuleFacts, Stats, json_text, to_json
 
 WATCH_S: Final = 1.0
@@ -100,6 +100,15 @@ def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="N",
     help="MiB of kernel memory for each ring: one per worker and ingress interface.",
 )
+@click.option(
+    "--latency-budget-us",
+    type=click.IntRange(0, LATENCY_BUDGET_US_MAX),
+    default=LATENCY_BUDGET_US_DEFAULT,
+    show_default=True,
+    metavar="N",
+    help="How long a packet may wait for others at high rates, which then cost less together; 0: none waits.",
+)
+@click.option("--busy-poll", is_flag=True, help="Never sleep: a whole core per worker for the lowest latency.")
 @click.option("--debug", is_flag=True, help="Log more, and report whatever blocks an event loop.")
 def run(
     path: str,
@@ -109,6 +118,8 @@ def run(
     engine: str,
     ingress: str,
     ring_mib: int,
+    latency_budget_us: int,
+    busy_poll: bool,
     debug: bool,
 ) -> None:
     """Run the daemon in the foreground, until SIGTERM or Ctrl-C. Needs root, or CAP_NET_RAW and CAP_NET_ADMIN.
@@ -125,6 +136,8 @@ def run(
         engine=engine,
         ingress=ingress,
         ring_memory=ring_mib * 2**20,
+        latency_budget_us=latency_budget_us,
+        busy_poll=busy_poll,
         debug=debug,
     )
 

@@ -62,15 +62,16 @@ NOTICES: Final = {
 KERNEL_MIN: Final = (6, 1)  # IORING_SETUP_DEFER_TASKRUN, multishot recvmsg (6.0), buffer rings (5.19)
 
 
-def make_engine(kind: str, page: memoryview) -> Engine:
+def make_engine(start: Start, page: memoryview) -> Engine:
     """The engine that was asked for; `auto` is uring, or reference with a warning where uring cannot run.
     SystemRefusal if uring was asked for by name."""
     reason = ""
+    kind = start.engine
     if kind != "reference":
         try:
             from mcrelay.engines.uring import UringEngine
 
-            return UringEngine(page)
+            return UringEngine(page, latency_budget_us=start.latency_budget_us, busy_poll=start.busy_poll)
         except ImportError as error:
             reason = f"the native module is missing ({error}); install mcrelay from a wheel or with a compiler"
         except OSError as error:
@@ -101,7 +102,7 @@ class DataPlane:
         start: Start,
         descriptors: list[int],
         life: Life,
-        make: Callable[[str, memoryview], Engine] = make_engine,
+        make: Callable[[Start, memoryview], Engine] = make_engine,
     ) -> None:
         request_fd, command_fd, page_fd = descriptors
         self._life = life
@@ -134,7 +135,7 @@ class DataPlane:
             on_malformed=self._count_malformed,
         )
         try:
-            self._engine = make(start.engine, memoryview(self._map))
+            self._engine = make(start, memoryview(self._map))
         except Error as error:
             self._requests.send(Failed(code=error.code, message=error.message, hint=error.hint))
             life.end(error.exit_code)

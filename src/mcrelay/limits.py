@@ -15,6 +15,9 @@ RULE_OUTPUTS_MAX: Final = 1024  # of one rule; its text still fits one frame
 INTERFACES_MAX: Final = 64  # in use at once; a worker's receive slots are a few MiB for each
 WORKERS_MAX: Final = 64  # one per core; the control plane gets a counter page of each in one message
 
+LATENCY_BUDGET_US_MAX: Final = 10_000  # beyond that a ring of the usual size overflows at a million packets/s
+LATENCY_BUDGET_US_DEFAULT: Final = 50  # docs/benchmarks.md has the measurement
+
 MTU_MAX: Final = 65536  # the loopback's; what is longer cannot be one IPv4 packet
 
 # The ring of a packet socket (struct tpacket_req). A block is a piece of contiguous kernel memory, and no frame crosses

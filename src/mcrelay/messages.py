@@ -23,7 +23,14 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from mcrelay.limits import INTERFACES_MAX, OUTPUTS_MAX, RULE_OUTPUTS_MAX, RULES_MAX, WORKERS_MAX
+from mcrelay.limits import (
+    INTERFACES_MAX,
+    LATENCY_BUDGET_US_MAX,
+    OUTPUTS_MAX,
+    RULE_OUTPUTS_MAX,
+    RULES_MAX,
+    WORKERS_MAX,
+)
 
 FRAME_MAX: Final = 1024 * 1024  # bytes of JSON
 HEADER: Final = struct.Struct(">I")
@@ -95,6 +102,8 @@ class Start(Message, frozen=True):
     index: Positive
     workers: Annotated[int, msgspec.Meta(ge=1, le=WORKERS_MAX)]
     engine: Literal["auto", "uring", "reference"]
+    latency_budget_us: Annotated[int, msgspec.Meta(ge=0, le=LATENCY_BUDGET_US_MAX)]
+    busy_poll: bool
     version: str
     debug: bool
 

@@ -24,6 +24,8 @@ def run(
     engine: str,
     ingress: str,
     ring_memory: int,
+    latency_budget_us: int,
+    busy_poll: bool,
     debug: bool,
 ) -> None:
     """Until the daemon is told to stop. Error if it cannot work here."""
@@ -31,7 +33,17 @@ def run(
     process.check_privileges()
     process.raise_descriptor_limit()
     # click has checked the names.
-    options = Options(socket, cores, user, cast(EngineName, engine), cast(IngressName, ingress), ring_memory, debug)
+    options = Options(
+        socket=socket,
+        cores=cores,
+        user=user,
+        engine=cast(EngineName, engine),
+        ingress=cast(IngressName, ingress),
+        ring_memory=ring_memory,
+        latency_budget_us=latency_budget_us,
+        busy_poll=busy_poll,
+        debug=debug,
+    )
     asyncio.run(_supervise(options))
 
 

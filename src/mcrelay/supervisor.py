@@ -72,6 +72,8 @@ class Options:
     engine: Literal["auto", "uring", "reference"]
     ingress: Literal["ring", "recv"]
     ring_memory: int  # bytes per worker and interface
+    latency_budget_us: int
+    busy_poll: bool
     debug: bool
 
 
@@ -187,6 +189,8 @@ class Supervisor:
             index=child.index,
             workers=self._workers,
             engine=self._options.engine,
+            latency_budget_us=self._options.latency_budget_us,
+            busy_poll=self._options.busy_poll,
             version=__version__,
             debug=self._options.debug,
         )

@@ -72,10 +72,22 @@ def test_from_start_to_traffic_and_back_in_eight_steps(daemon: Daemon, line: Rel
     assert daemon.json("list")["rules"] == []
 
 
-@pytest.mark.parametrize("engine", ["uring", "reference"])
-def test_fifty_thousand_datagrams_a_second_and_nothing_lost(start: StartDaemon, line: RelayLine, engine: str) -> None:
-    rate = 50_000 if engine == "uring" else 5_000  # the reference engine is an oracle, not a relay for load
-    daemon = start("--engine", engine)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--latency-budget-us", "0"),
+        ("--latency-budget-us", "1000"),
+        ("--workers", "1", "--busy-poll"),
+        ("--ingress", "recv"),
+        ("--engine", "reference"),
+    ],
+    ids=" ".join,
+)
+def test_fifty_thousand_datagrams_a_second_and_nothing_lost(
+    start: StartDaemon, line: RelayLine, options: tuple[str, ...]
+) -> None:
+    rate = 5_000 if "reference" in options else 50_000  # the reference engine is an oracle, not a relay for load
+    daemon = start(*options)
     daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0")
     receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", count=rate * 3, expect=rate * 3))
     sender = start_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=rate, count=rate * 3))

@@ -10,6 +10,7 @@ Interface slots of the engine: 0 is in0, 1 is out0, 2 is out1.
 
 from __future__ import annotations
 
+import functools
 import mmap
 import select
 import socket
@@ -44,12 +45,18 @@ class Kind:
     make: Callable[[memoryview], Engine]
     ring: bool = False
     whole: bool = True  # takes frames that are longer than the MTU
+    sleeps: bool = True
 
 
 ENGINES: Final = {
     "ring": Kind(UringEngine, ring=True),
     "recv": Kind(UringEngine, whole=False),
     "reference": Kind(ReferenceEngine),
+}
+# The first of them, in no hurry and in a great one.
+PACED: Final = {
+    "gathering": Kind(functools.partial(UringEngine, latency_budget_us=2000), ring=True),
+    "busy": Kind(functools.partial(UringEngine, busy_poll=True), ring=True, sleeps=False),
 }
 SOCKET_BUFFER: Final = 64 * 1024 * 1024
 SO_RCVBUFFORCE: Final = 33

@@ -9,7 +9,7 @@ import pytest
 
 from lab.namespaces import Lab, unsupported, wait_until
 from lab.topology import RelayLine, relay_line
-from tests.engines.bench import ENGINES, Bench, Kind
+from tests.engines.bench import ENGINES, PACED, Bench, Kind
 
 
 @pytest.fixture(scope="session")
@@ -20,9 +20,9 @@ def line() -> Iterator[RelayLine]:
         yield relay_line(lab, outputs=2, offloads=False)  # captures see datagrams, not runs of them
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=ENGINES | PACED)
 def kind(request: pytest.FixtureRequest) -> Kind:
-    return ENGINES[request.param]
+    return (ENGINES | PACED)[request.param]
 
 
 @pytest.fixture

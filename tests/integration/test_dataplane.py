@@ -124,7 +124,16 @@ class Rig:
         self.commands = Channel(
             "commands", commands, Codec("command_sock", "data", "supervisor"), self._take, lambda reason: None
         )
-        start = Start(role="data", index=0, workers=1, engine="auto", version=__version__, debug=False)
+        start = Start(
+            role="data",
+            index=0,
+            workers=1,
+            engine="auto",
+            latency_budget_us=0,
+            busy_poll=False,
+            version=__version__,
+            debug=False,
+        )
         self.worker = DataPlane(
             start, [theirs.detach(), their_commands.detach(), page], self.life, lambda kind, memory: self.engine
         )

@@ -72,7 +72,7 @@ void rig_open(struct rig *rig)
     CHECK(rig->egress >= 0);
     for (unsigned r = 0; r < RIG_RECEIVERS; r++)
         open_receiver(rig, r);
-    CHECK_EQUAL(engine_open(&rig->engine, rig->page, rig->command_fd, rig->answer_fd), 0);
+    CHECK_EQUAL(engine_open(&rig->engine, rig->page, rig->command_fd, rig->answer_fd, (struct engine_pace){0}), 0);
 }
 
 void rig_close(struct rig *rig)
@@ -136,7 +136,7 @@ void rig_replace_engine(struct rig *rig)
     CHECK(!rig->running);
     engine_close(rig->engine);
     memset(rig->answered, 0, sizeof(rig->answered));
-    CHECK_EQUAL(engine_open(&rig->engine, rig->page, rig->command_fd, rig->answer_fd), 0);
+    CHECK_EQUAL(engine_open(&rig->engine, rig->page, rig->command_fd, rig->answer_fd, (struct engine_pace){0}), 0);
 }
 
 /* --- commands ----------------------------------------------------------------------------------------------------- */

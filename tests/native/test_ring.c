@@ -188,7 +188,7 @@ static void test_held(void)
     for (uint32_t i = 0; i < FRAMES; i++)
         expect(i, i);
     expect_none();
-    CHECK(!ingress->kind->wants_arming(ingress));
+    CHECK(!ingress->kind->wants_arming(ingress, false));
     CHECK_EQUAL(ingress->pool.free, 0);
     for (uint32_t i = FRAMES; i-- > 1;)
         give_back(i);
@@ -198,10 +198,10 @@ static void test_held(void)
     pool_hold(&ingress->pool, 0); /* one more send, of which the first completes */
     CHECK(!pool_release(&ingress->pool, 0));
     expect_none();
-    CHECK(!ingress->kind->wants_arming(ingress));
+    CHECK(!ingress->kind->wants_arming(ingress, false));
     give_back(0);
     expect_none();
-    CHECK(ingress->kind->wants_arming(ingress));
+    CHECK(ingress->kind->wants_arming(ingress, false));
     fill(0, 77);
     expect(0, 77);
     give_back(0);
@@ -370,11 +370,25 @@ static void test_waiting(void)
 
     check_case("waiting");
     open_ring();
-    CHECK(ingress->kind->wants_arming(ingress));
+    CHECK(ingress->kind->wants_arming(ingress, false));
+    CHECK(ingress->kind->wants_arming(ingress, true)); /* to know where the next frame will be */
     memset(&sqe, 0, sizeof(sqe));
     ingress->kind->arm(ingress, &sqe);
     CHECK_EQUAL(sqe.opcode, IORING_OP_POLL_ADD);
     CHECK_EQUAL(sqe.fd, ingress->fd);
+    fill(4, 4);
+    expect_none();
+    complete(POLLIN);
+    expect(4, 4);
+    CHECK(!ingress->kind->wants_arming(ingress, false)); /* it is held */
+    give_back(4);
+    CHECK(ingress->kind->wants_arming(ingress, false));
+    CHECK(!ingress->kind->wants_arming(ingress, true)); /* that is known now, also after a wake-up for nothing */
+    complete(POLLIN);
+    CHECK(!ingress->kind->wants_arming(ingress, true));
+    fill(5, 5);
+    expect(5, 5);
+    give_back(5);
     complete(-EBADF);
     CHECK(ingress->failed);
     ingress->failed = false;

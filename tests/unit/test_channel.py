@@ -50,7 +50,9 @@ from mcrelay.messages import (
 DEADLINE_S = 10.0
 CLIENT = Client(pid=1, uid=2, gid=3)
 RECORD = RecordRules(generation=1, added=(), removed=(), complete=True, slots={})
-START = Start(role="control", index=0, workers=2, engine="auto", version="1", debug=False)
+START = Start(
+    role="control", index=0, workers=2, engine="auto", latency_budget_us=0, busy_poll=False, version="1", debug=False
+)
 GARBAGE = HEADER.pack(7) + b"garbage"
 
 

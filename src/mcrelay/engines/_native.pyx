@@ -32,7 +32,10 @@ cdef extern from "engine.h":
     struct engine_answer:
         uint64_t ticket
         int result
-    int engine_open(engine **out, counters_page *counters, int command_fd, int answer_fd)
+    struct engine_pace:
+        uint32_t latency_budget_us
+        bint busy_poll
+    int engine_open(engine **out, counters_page *counters, int command_fd, int answer_fd, engine_pace pace)
     int engine_run(engine *engine) nogil
     void engine_close(engine *engine)
     int64_t engine_attach_receive(engine *engine, unsigned interface, int fd, uint32_t mtu, uint32_t slots)
@@ -76,11 +79,15 @@ cdef class Engine:
     cdef engine *_engine
     cdef uint8_t[::1] _page
 
-    def __cinit__(self, uint8_t[::1] page not None, int command_fd, int answer_fd):
+    def __cinit__(self, uint8_t[::1] page not None, int command_fd, int answer_fd, uint32_t latency_budget_us,
+                  bint busy_poll):
+        cdef engine_pace pace
+        pace.latency_budget_us = latency_budget_us
+        pace.busy_poll = busy_poll
         if <size_t>page.shape[0] < sizeof_counters_page:
             raise ValueError(f"the counter page has {page.shape[0]} bytes, the engine needs {PAGE_SIZE}")
         self._page = page
-        check(engine_open(&self._engine, <counters_page *>&page[0], command_fd, answer_fd))
+        check(engine_open(&self._engine, <counters_page *>&page[0], command_fd, answer_fd, pace))
 
     def __dealloc__(self):
         if self._engine != NULL:

@@ -19,13 +19,16 @@ class UringEngine:
 
     name: ClassVar[str] = "uring"
 
-    def __init__(self, page: memoryview, *, slots: int = 0) -> None:
-        """`slots`: receive slots per interface, a power of two; 0 chooses by the interface's MTU."""
+    def __init__(
+        self, page: memoryview, *, slots: int = 0, latency_budget_us: int = 0, busy_poll: bool = False
+    ) -> None:
+        """`slots`: receive slots per interface, a power of two; 0 chooses by the interface's MTU. The others: see
+        struct engine_pace of native/engine.h."""
         self._slots = slots
         self._command_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._answer_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
-            self._native = _native.Engine(page, self._command_fd, self._answer_fd)
+            self._native = _native.Engine(page, self._command_fd, self._answer_fd, latency_budget_us, busy_poll)
         except BaseException:
             os.close(self._command_fd)
             os.close(self._answer_fd)
