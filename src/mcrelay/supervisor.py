@@ -52,6 +52,7 @@ from mcrelay.messages import (
 )
 from mcrelay.net import interfaces
 from mcrelay.net.attachments import Attachment, Attachments, Need, group, needs
+from mcrelay.net.interfaces import Interface, Interfaces
 from mcrelay.rules import Rule, RuleSet, parse_rule
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ class Supervisor:
         self._listener = Listener(options.socket)
         self._pages = [Page() for _ in range(self._workers)]
         self._attachments = Attachments(self._workers)
+        self._interfaces = Interfaces()
         self._rules = RuleSet()
         self._active: dict[str, Active] = {}
         self._rule_counters: set[int] = set()  # that active rules use
@@ -142,6 +144,7 @@ class Supervisor:
         try:
             for child in self._children:
                 self._start(child)
+            await self._interfaces.open()
             await self._wait_for_all()
             if not self._stopping.is_set():
                 await self._replenish()
@@ -225,6 +228,7 @@ class Supervisor:
                 log.error("unexpected: %r", end)
         self._listener.close()
         await self._attachments.close_all()
+        await self._interfaces.close()
         log.info("stopped")
 
     # Children.
@@ -404,11 +408,7 @@ class Supervisor:
         wanted = {need for rule in rules for need in needs(rule)}
         if not wanted:
             return
-        present = await interfaces.list_interfaces()
-        for rule in rules:
-            interfaces.find(present, rule.input.interface, f"input '{rule.input}'")
-            for output in rule.outputs:
-                interfaces.find_for_output(present, output.interface, f"output '{output}'")
+        present = await self._find_interfaces(rules)
         for name, direction in sorted(wanted):
             self._attachments.check_unchanged(present[name])
             if self._attachments.has((name, direction)):
@@ -425,6 +425,23 @@ class Supervisor:
         for rule in rules:
             self._attachments.join(group(rule))
             undo.callback(self._attachments.leave, group(rule))
+
+    async def _find_interfaces(self, rules: list[Rule]) -> dict[str, Interface]:
+        """Those that are there, and rules can use; RuleError if one that they name is not."""
+        present = self._interfaces.present()
+        try:
+            self._check_interfaces(rules, present)
+        except RuleError:
+            present = await self._interfaces.refresh()
+            self._check_interfaces(rules, present)
+        return present
+
+    @staticmethod
+    def _check_interfaces(rules: list[Rule], present: dict[str, Interface]) -> None:
+        for rule in rules:
+            interfaces.find(present, rule.input.interface, f"input '{rule.input}'")
+            for output in rule.outputs:
+                interfaces.find_for_output(present, output.interface, f"output '{output}'")
 
     def _admit(self, rules: list[Rule], undo: AsyncExitStack) -> None:
         """The workers know these rules: let the packets come."""
@@ -449,10 +466,8 @@ class Supervisor:
     async def _replenish(self) -> None:
         """Sockets for the next interface, most of which have this MTU."""
         ring = self._ring_for(ETHERNET_MTU)
-        if ring is None or self._attachments.has_stock:
-            return
-        async with self._changing:
-            await asyncio.to_thread(self._attachments.replenish, ring)
+        if ring is not None:
+            await self._attachments.replenish(ring)
 
     async def _attach_all(self, child: Child, direction: Direction) -> None:
         for attachment in self._attachments:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import random
 import select
@@ -15,12 +14,12 @@ import pytest
 
 from lab.capture import Capture, Frame, Injector
 from lab.frames import decode_udp, ethernet_ipv4, ethernet_ipv4_udp
-from lab.namespaces import Lab, Namespace, unsupported, wait_until
+from lab.namespaces import Lab, Namespace, unsupported
 from lab.topology import RelayLine, relay_line
 from mcrelay.errors import SystemRefusal
 from mcrelay.limits import RULES_MAX
 from mcrelay.net.admission import Admission
-from mcrelay.net.interfaces import Interface, list_interfaces
+from mcrelay.net.interfaces import Interface
 from mcrelay.net.sockets import Memberships, open_egress, open_ingress
 from mcrelay.steering import NETWORK, steer
 
@@ -201,20 +200,3 @@ def joined(namespace: Namespace, name: str) -> set[str]:
     """Groups that the kernel says are joined on an interface."""
     lines = namespace.ip("-4", "maddress", "show", "dev", name).stdout.split("\n")
     return {line.split()[1] for line in lines if line.strip().startswith("inet ")}
-
-
-def test_interfaces_are_as_the_kernel_says(line: RelayLine) -> None:
-    found = line.relay.call(lambda: asyncio.run(list_interfaces()))
-    assert set(found) == {"lo", "in0", "out0"}
-    assert found["in0"] == Interface("in0", line.relay.ifindex("in0"), 1500, is_up=True, has_ipv4=True, network=14)
-    line.relay.ip("address", "flush", "dev", "out0")
-    line.relay.ip("link", "set", "out0", "mtu", "9000", "down")
-    try:
-        found = line.relay.call(lambda: asyncio.run(list_interfaces()))
-        assert found["out0"] == Interface(
-            "out0", line.relay.ifindex("out0"), 9000, is_up=False, has_ipv4=False, network=14
-        )
-    finally:
-        line.relay.ip("link", "set", "out0", "mtu", "1500", "up")
-        line.relay.ip("address", "add", "198.51.100.1/24", "dev", "out0")
-        wait_until(lambda: line.relay.running("out0"), 5, "out0 does not come up")

@@ -61,6 +61,7 @@ class Attachments:
         self._uses: Counter[Need] = Counter()
         self._joined: Counter[Group] = Counter()
         self._may_filter = True
+        self._replenishing = False
         self._stock: tuple[RingGeometry, list[socket.socket]] | None = None
 
     def __iter__(self) -> Iterator[Attachment]:
@@ -118,16 +119,16 @@ class Attachments:
             )
             return None
 
-    @property
-    def has_stock(self) -> bool:
-        """Sockets for the next interface are prepared."""
-        return self._stock is not None
-
-    def replenish(self, ring: RingGeometry) -> None:
+    async def replenish(self, ring: RingGeometry) -> None:
         """Prepare sockets for the next interface, so that its first rule need not wait for them. Best effort."""
-        if self._stock is None:
+        if self._stock is not None or self._replenishing:
+            return
+        self._replenishing = True
+        try:
             with contextlib.suppress(OSError):
-                self._stock = ring, sockets.prepare_ingress(self._workers, ring)
+                self._stock = ring, await asyncio.to_thread(sockets.prepare_ingress, self._workers, ring)
+        finally:
+            self._replenishing = False
 
     def _free_slot(self) -> int:
         used = {attachment.slot for attachment in self}

@@ -1,24 +1,31 @@
-"""Interfaces: what the kernel says about those of this host, asked over netlink.
+"""Interfaces: what the kernel says about those of this host, over netlink.
 
 Knows nothing of rules. pyroute2 speaks the protocol (rtnetlink(7)).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import logging
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_LINK
 
-from mcrelay.errors import RuleError
+from mcrelay.errors import RuleError, SystemRefusal
 from mcrelay.limits import MTU_MAX
 from mcrelay.steering import NETWORK
+
+log = logging.getLogger(__name__)
 
 AF_INET: Final = 2
 IFF_UP: Final = 1
 MTU_MIN: Final = 68  # RFC 791
 # Length of the link-layer header by type of device (linux/if_arp.h): Ethernet, loopback, none at all.
 LINK_HEADERS: Final = {1: 14, 772: 14, 65534: 0}
+RETRY_S: Final = 0.1
+KNOWN_S: Final = 5.0
 NAMES_SHOWN: Final = 20  # to somebody who mistyped one
 
 
@@ -33,24 +40,97 @@ class Interface:
     network: int = NETWORK
 
 
-async def list_interfaces() -> dict[str, Interface]:
-    """All interfaces of this network namespace, by name."""
-    async with AsyncIPRoute() as netlink:
-        with_ipv4 = {int(message["index"]) async for message in await netlink.addr("dump", family=AF_INET)}
-        links = [message async for message in await netlink.link("dump")]
-    found = {}
-    for link in links:
-        name = str(_attribute(link, "IFLA_IFNAME"))
-        index = int(link["index"])
-        found[name] = Interface(
-            name,
-            index,
-            min(max(int(_attribute(link, "IFLA_MTU")), MTU_MIN), MTU_MAX),
-            bool(int(link["flags"]) & IFF_UP),
-            index in with_ipv4,
-            LINK_HEADERS.get(int(link["ifi_type"]), NETWORK),
-        )
-    return found
+class Interfaces:
+    """The interfaces of this network namespace, as the kernel's notifications keep them up to date.
+
+    To ask for each rule would take milliseconds. What the table says may be some microseconds old: whoever is about to
+    refuse something because of it refreshes it first."""
+
+    def __init__(self) -> None:
+        self._links: dict[int, Interface] = {}  # by index; has_ipv4 is filled in when asked
+        self._addresses: dict[int, set[str]] = {}  # IPv4, by index
+        self._refreshing = asyncio.Lock()
+        self._missed: list[Any] = []  # notifications that came during a refresh
+        self._known = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Begin to watch; what is there now is known on return. SystemRefusal if the kernel does not tell."""
+        self._watching = asyncio.create_task(self._watch())
+        try:
+            await asyncio.wait_for(self._known.wait(), KNOWN_S)
+        except TimeoutError:
+            raise SystemRefusal(
+                "the kernel does not tell about interfaces (netlink)", "see the messages above"
+            ) from None
+
+    async def close(self) -> None:
+        if self._watching:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
+
+    def present(self) -> dict[str, Interface]:
+        """All interfaces, by name."""
+        return {
+            link.name: replace(link, has_ipv4=True) if self._addresses.get(index) else link
+            for index, link in self._links.items()
+        }
+
+    async def refresh(self) -> dict[str, Interface]:
+        """Ask the kernel for everything anew."""
+        async with self._refreshing, AsyncIPRoute() as netlink:
+            self._missed = []
+            addresses = [message async for message in await netlink.addr("dump", family=AF_INET)]
+            links = [message async for message in await netlink.link("dump")]
+            self._links.clear()
+            self._addresses.clear()
+            # What the lists say may be older than a notification that came while they were read.
+            for message in [*addresses, *links, *self._missed]:
+                self._apply(message)
+        return self.present()
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                async with AsyncIPRoute() as netlink:
+                    await netlink.bind(groups=RTMGRP_LINK | RTMGRP_IPV4_IFADDR)
+                    await self.refresh()  # for what happened before, or was lost
+                    self._known.set()
+                    while True:
+                        async for message in netlink.get():  # ends after each batch
+                            self._notified(message)
+            except OSError as error:  # ENOBUFS: more came than the socket holds
+                log.warning("lost notifications about interfaces (%s): asking anew", error.strerror)
+                await asyncio.sleep(RETRY_S)
+
+    def _notified(self, message: Any) -> None:
+        self._apply(message)
+        if self._refreshing.locked():
+            self._missed.append(message)
+
+    def _apply(self, message: Any) -> None:
+        index = int(message["index"])
+        match message["event"]:
+            case "RTM_NEWLINK":
+                self._links[index] = _interface(message)
+            case "RTM_DELLINK":
+                self._links.pop(index, None)
+                self._addresses.pop(index, None)
+            case "RTM_NEWADDR":
+                self._addresses.setdefault(index, set()).add(str(_attribute(message, "IFA_LOCAL")))
+            case "RTM_DELADDR":
+                self._addresses.get(index, set()).discard(str(_attribute(message, "IFA_LOCAL")))
+
+
+def _interface(message: Any) -> Interface:
+    return Interface(
+        name=str(_attribute(message, "IFLA_IFNAME")),
+        index=int(message["index"]),
+        mtu=min(max(int(_attribute(message, "IFLA_MTU")), MTU_MIN), MTU_MAX),
+        is_up=bool(int(message["flags"]) & IFF_UP),
+        has_ipv4=False,
+        network=LINK_HEADERS.get(int(message["ifi_type"]), NETWORK),
+    )
 
 
 def _attribute(message: Any, name: str) -> Any:
