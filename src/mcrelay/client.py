@@ -22,6 +22,8 @@ from mcrelay.errors import Busy, Error, NotPermitted, Unavailable
 from mcrelay.messages import (
     Add,
     Added,
+    Change,
+    Changed,
     Codec,
     Failure,
     FrameReader,
@@ -39,10 +41,12 @@ from mcrelay.messages import (
     RuleFacts,
     Rules,
     RuleStats,
+    RuleText,
     Stats,
     Version,
     Workers,
     encode,
+    in_frames,
 )
 
 DEFAULT_SOCKET: Final = "/run/mcrelay/control.sock"
@@ -109,6 +113,17 @@ class Client:
         """Remove a rule by name or id; when it returns, nothing is forwarded by it any more."""
         return self._ask(Remove(id=self._next_id(), rule=rule), Removed)
 
+    def change(self, add: Sequence[tuple[str, Sequence[str], str | None]] = (), remove: Sequence[str] = ()) -> Changed:
+        """Add rules, as (input, outputs, name), and remove others, by name or id: all of it in one step, or nothing.
+        When it returns, all workers forward by the new rules."""
+        request_id = self._next_id()
+        texts = [RuleText(input=input, outputs=tuple(outputs), name=name) for input, outputs, name in add]
+        pieces = [
+            Change(id=request_id, add=piece, remove=tuple(remove) if last else (), complete=last)
+            for piece, last in in_frames(texts)
+        ]
+        return self._ask(pieces, Changed)
+
     def listing(self) -> Rules:
         """All rules, and the interfaces that they use."""
         found: list[RuleFacts] = []
@@ -154,10 +169,10 @@ class Client:
         self._last_id += 1
         return self._last_id
 
-    def _ask(self, request: Message, expect: type[Reply]) -> Reply:
+    def _ask(self, request: Message | Sequence[Message], expect: type[Reply]) -> Reply:
         request_id = self._last_id
         try:
-            frame = encode(request)
+            frame = b"".join(map(encode, [request] if isinstance(request, Message) else request))
         except UnicodeEncodeError as error:
             raise Error(f"{error.object!r} is not UTF-8 text", "check how it was typed", code="usage") from None
         except ValueError as error:

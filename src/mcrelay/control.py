@@ -15,13 +15,13 @@ import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from mcrelay import __version__, counters, worker
 from mcrelay.channel import Channel
-from mcrelay.errors import Busy, Error
+from mcrelay.errors import Busy, Error, RuleError
 from mcrelay.limits import OUTPUTS_MAX, RULES_MAX
 from mcrelay.messages import (
     PROTOCOL,
@@ -29,6 +29,8 @@ from mcrelay.messages import (
     Added,
     Applied,
     ApplyRules,
+    Change,
+    Changed,
     Client,
     Codec,
     Failure,
@@ -53,15 +55,18 @@ from mcrelay.messages import (
     RuleRecord,
     Rules,
     RuleStats,
+    RuleText,
     Shutdown,
     Start,
     Stats,
     Version,
     Workers,
     WorkerStats,
+    in_frames,
 )
 from mcrelay.process import name_process
 from mcrelay.rules import Rule, RuleSet, parse_rule
+from mcrelay.turns import in_turns
 from mcrelay.worker import Life
 
 log = logging.getLogger(__name__)
@@ -162,6 +167,8 @@ class Connection:
     def __init__(self, control: ControlPlane, sock: socket.socket, peer: Client) -> None:
         self._control = control
         self._requests = 0
+        self._incoming: tuple[list[RuleText], list[str]] = [], []  # of an unfinished Change
+        self._incoming_id: int | None = None
         self.channel = Channel(
             f"client {peer.pid} of user {peer.uid}",
             sock,
@@ -199,13 +206,38 @@ class Connection:
         if self._requests >= REQUESTS_MAX:
             self.reply(_failure(message, Busy(f"{REQUESTS_MAX} requests are under way", "wait for their answers")))
             return
-        self._requests += 1
-        task = asyncio.get_running_loop().create_task(self._serve(message))
-        self._control.keep(task)
+        if not isinstance(message, Change):
+            self._start(message, self._control.serve(message))
+        elif self._collect(message):
+            self._start(message, self._control.change(message.id, *self._incoming))
+            self._incoming, self._incoming_id = ([], []), None
 
-    async def _serve(self, message: Message) -> None:
+    def _collect(self, piece: Change) -> bool:
+        """Put a piece of a change to those before it; whether it is complete. One change of a client at a time."""
+        if self._incoming_id != piece.id:
+            if self._incoming_id is not None:
+                busy = Busy(
+                    f"change {self._incoming_id} is not complete", "finish it first, or open another connection"
+                )
+                self.reply(_failure(piece, busy))
+                return False
+            self._incoming_id = piece.id
+        add, remove = self._incoming
+        if len(add) + len(piece.add) > RULES_MAX or len(remove) + len(piece.remove) > RULES_MAX:
+            self.reply(_failure(piece, RuleError("the change is too long", f"at most {RULES_MAX} rules are possible")))
+            self._incoming, self._incoming_id = ([], []), None
+            return False
+        add.extend(piece.add)
+        remove.extend(piece.remove)
+        return piece.complete
+
+    def _start(self, message: Message, work: Coroutine[None, None, Message]) -> None:
+        self._requests += 1
+        self._control.keep(asyncio.get_running_loop().create_task(self._serve(message, work)))
+
+    async def _serve(self, message: Message, work: Coroutine[None, None, Message]) -> None:
         try:
-            self.reply(await self._control.serve(message))
+            self.reply(await work)
         except Error as error:
             self.reply(_failure(message, error))
         except Exception:
@@ -316,14 +348,15 @@ class ControlPlane:
         except (Error, ConnectionError) as error:
             log.warning("cannot answer the supervisor's %s: %s", type(message).__name__, error)
 
-    async def _ask(self, make: Callable[[int], Message], expect: type[Reply]) -> Reply:
-        """Ask the supervisor. The Error of a refusal; Unanswered if it does not answer."""
+    async def _ask(self, make: Callable[[int], Iterable[Message]], expect: type[Reply]) -> Reply:
+        """Ask the supervisor, in one message or several. The Error of a refusal; Unanswered if it does not answer."""
         self._last_id += 1
         request_id = self._last_id
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._asked[request_id] = future
         try:
-            self._requests.send(make(request_id))
+            for message in make(request_id):
+                self._requests.send(message)
             reply = await asyncio.wait_for(future, SUPERVISOR_S)
         except TimeoutError:
             raise Unanswered("the supervisor does not answer", "its log says more") from None
@@ -357,30 +390,59 @@ class ControlPlane:
             case GetStats():
                 return self._stats(message)
             case GetWorkers():
-                processes = await self._ask(lambda i: GetProcesses(id=i), Processes)
+                processes = await self._ask(lambda i: [GetProcesses(id=i)], Processes)
                 return Workers(id=message.id, processes=processes.processes)
             case _:
                 raise Error(f"{type(message).__name__} is not served")
 
     async def _add(self, message: Add) -> Added:
         rule = parse_rule(message.input, message.outputs, message.name)
-        self._table.rules.check_addable(rule)
-        record = self._table.reserve(rule)
-        try:
-            applied = await self._ask(lambda i: ApplyRules(id=i, add=(record,), remove=()), Applied)
-        except Unanswered:
-            raise  # its counters may come into use yet, so they stay taken
-        except Error:
-            self._table.free(record)
-            raise
-        await self._wait_recorded(applied.generation)
+        applied = await self._apply([rule], [])
         return Added(id=message.id, rule=_facts(rule), generation=applied.generation, workers=applied.workers)
 
     async def _remove(self, message: Remove) -> Removed:
         rule = self._table.rules.find(message.rule)
-        applied = await self._ask(lambda i: ApplyRules(id=i, add=(), remove=(rule.id,)), Applied)
-        await self._wait_recorded(applied.generation)
+        applied = await self._apply([], [rule])
         return Removed(id=message.id, rule=_facts(rule), generation=applied.generation, workers=applied.workers)
+
+    async def change(self, message_id: int, add: list[RuleText], remove: list[str]) -> Changed:
+        """The reply to a complete Change, or an Error."""
+        rules = [parse_rule(text.input, text.outputs, text.name) async for text in in_turns(add)]
+        gone = list(dict.fromkeys(self._table.rules.find(name) for name in remove))
+        applied = await self._apply(rules, gone)
+        return Changed(
+            id=message_id,
+            generation=applied.generation,
+            added=len(rules),
+            removed=len(gone),
+            workers=applied.workers,
+        )
+
+    async def _apply(self, add: Sequence[Rule], remove: Sequence[Rule]) -> Applied:
+        """Have the supervisor make a change, and wait until it is recorded."""
+        going = RuleSet()
+        for rule in remove:
+            going.add(rule)
+        records: list[RuleRecord] = []
+        try:
+            for rule in add:
+                self._table.rules.check_addable(rule, unless=going)
+                records.append(self._table.reserve(rule))
+            ids = tuple(rule.id for rule in remove)
+
+            def pieces(request_id: int) -> Iterator[Message]:
+                for piece, last in in_frames(records):
+                    yield ApplyRules(id=request_id, add=piece, remove=ids if last else (), complete=last)
+
+            applied = await self._ask(pieces, Applied)
+        except Unanswered:
+            raise  # the counters may come into use yet, so they stay taken
+        except Error:
+            for record in records:
+                self._table.free(record)
+            raise
+        await self._wait_recorded(applied.generation)
+        return applied
 
     def _list(self, message: ListRules) -> Rules:
         rules, more = _page_of(self._table.after(message.after))

@@ -112,7 +112,8 @@ class DataPlane:
         self._page.initialise()
         self._sockets: dict[tuple[int, Direction], int] = {}
         self._entries: dict[str, Entry] = {}  # rule id -> compiled
-        self._incoming: list[RuleRecord] = []  # of an unfinished SyncRules, and its ticket
+        self._incoming: dict[str, Entry] = {}  # of an unfinished SyncRules, and its ticket
+        self._incoming_error: Exception | None = None
         self._incoming_ticket = 0
         self._answers: dict[int, Callable[[int], None]] = {}
         self._noticed: dict[tuple[str, str], int] = {}  # interface name and counter -> how much of it was logged
@@ -226,17 +227,23 @@ class DataPlane:
 
     def _sync(self, message: SyncRules) -> None:
         if message.ticket != self._incoming_ticket:
-            self._incoming.clear()  # the rest of the last one never came
+            self._incoming = {}  # the rest of the last one never came
+            self._incoming_error = None
             self._incoming_ticket = message.ticket
-        self._incoming.extend(message.rules)
+        try:
+            for record in message.rules:
+                _put(self._incoming, record, message.slots)
+        except (Error, KeyError, ValueError) as error:
+            self._incoming_error = error
         if not message.complete:
             return
-        records, self._incoming = self._incoming, []
+        complete, self._incoming = self._incoming, {}
 
         def replace(entries: dict[str, Entry]) -> None:
+            if self._incoming_error:
+                raise self._incoming_error
             entries.clear()
-            for record in records:
-                _put(entries, record, message.slots)
+            entries.update(complete)
 
         self._change(message.ticket, replace)
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
@@ -123,8 +123,8 @@ class Client(Message, frozen=True):
 
 
 class RecordRules(Message, frozen=True):
-    """Rules that became active or ceased to be. A generation may take several messages; the last is `complete`. With
-    `snapshot` what was known before is void."""
+    """Rules that ceased to be active or became so, in this order. A generation may take several messages; the last is
+    `complete`. With `snapshot` what was known before is void."""
 
     generation: Id
     added: tuple[RuleRecord, ...]
@@ -159,11 +159,13 @@ class Acknowledge(Message, frozen=True):
 
 
 class ApplyRules(Message, frozen=True):
-    """Change the active rules: all of it or nothing."""
+    """Change the active rules: all of it or nothing. A long list takes several messages of one id, of which the last is
+    `complete`."""
 
     id: Id
     add: tuple[RuleRecord, ...]
     remove: tuple[Text, ...]
+    complete: bool
 
 
 class Applied(Message, frozen=True):
@@ -302,6 +304,32 @@ class Removed(Message, frozen=True):
     workers: Positive
 
 
+class RuleText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A rule as a client writes it."""
+
+    input: HugeText
+    outputs: Annotated[tuple[HugeText, ...], msgspec.Meta(max_length=4 * RULE_OUTPUTS_MAX)]
+    name: HugeText | None = None
+
+
+class Change(Message, frozen=True):
+    """Add and remove rules: all of it or nothing. A long list takes several messages of one id, of which the last is
+    `complete`; nothing happens before that."""
+
+    id: Id
+    add: tuple[RuleText, ...]
+    remove: tuple[HugeText, ...]  # names or ids
+    complete: bool
+
+
+class Changed(Message, frozen=True):
+    id: Id
+    generation: Id
+    added: Positive
+    removed: Positive
+    workers: Positive
+
+
 class ListRules(Message, frozen=True):
     id: Id
     after: Text | None = None  # the id of the last rule already seen
@@ -417,8 +445,8 @@ PERMITTED: Final[dict[tuple[ChannelName, Role, Role], tuple[type[Message], ...]]
         SyncRules,
         Shutdown,
     ),
-    ("client", "client", "control"): (Ping, GetVersion, Add, Remove, ListRules, GetStats, GetWorkers),
-    ("client", "control", "client"): (Pong, Version, Added, Removed, Rules, Stats, Workers, Failure),
+    ("client", "client", "control"): (Ping, GetVersion, Add, Remove, Change, ListRules, GetStats, GetWorkers),
+    ("client", "control", "client"): (Pong, Version, Added, Removed, Changed, Rules, Stats, Workers, Failure),
 }
 # A worker never speaks on supervisor_sock or command_sock; what it sends there is malformed.
 
@@ -524,9 +552,13 @@ class FrameReader:
             yield body
 
 
-def in_frames(records: Sequence[RuleRecord]) -> Iterator[tuple[tuple[RuleRecord, ...], bool]]:
-    """Cut a list of rules into pieces that fit a frame: (piece, it is the last). An empty list is one empty piece."""
-    piece: list[RuleRecord] = []
+Listed = TypeVar("Listed", RuleRecord, RuleText)
+
+
+def in_frames(records: Sequence[Listed]) -> Iterator[tuple[tuple[Listed, ...], bool]]:
+    """Cut a list of rules into pieces that fit a frame: (piece, it is the last). An empty list is one empty piece. What
+    is longer than a rule can be may not fit: encode() says so."""
+    piece: list[Listed] = []
     size = 0
     for record in records:
         needed = RECORD_BYTES + OUTPUT_BYTES * len(record.outputs)

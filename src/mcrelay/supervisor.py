@@ -1,8 +1,7 @@
-"""The supervisor: the privileged parent that spawns, distributes and keeps.
+"""The supervisor: the privileged parent that spawns and keeps.
 
-Owns the children, the durable sockets (through net/attachments.py), the counter pages, the client socket, and the set
-of rules that are active. Every change of rules passes through apply(), one at a time: open what they need, tell the
-workers concerned, wait for their word, record; or undo all of it and say why.
+Owns the children, the counter pages and the client socket; active.py has the rules that workers forward by and the
+durable sockets. What the control plane asks for is served here; what became of the rules is told to it.
 
 Never parses a byte that came from a client or from the network, and never waits for a worker without a deadline.
 """
@@ -10,31 +9,25 @@ Never parses a byte that came from a client or from the network, and never waits
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import functools
 import logging
 import mmap
 import os
 import signal
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from mcrelay import __version__, counters, process
+from mcrelay.active import ActiveRules
 from mcrelay.children import Child
-from mcrelay.errors import Busy, Error, RuleError, SystemRefusal
-from mcrelay.limits import RingGeometry, ring_geometry
+from mcrelay.errors import Busy, Error, SystemRefusal
 from mcrelay.listener import Listener
 from mcrelay.messages import (
-    AddRule,
     Applied,
     ApplyRules,
-    AttachInterface,
     Client,
-    DetachInterface,
-    Direction,
     GetProcesses,
     GetStats,
     Message,
@@ -42,27 +35,17 @@ from mcrelay.messages import (
     ProcessFacts,
     RecordRules,
     Refused,
-    RemoveRule,
-    Ring,
     RuleRecord,
     Start,
     Stats,
-    SyncRules,
     in_frames,
 )
-from mcrelay.net import interfaces
-from mcrelay.net.attachments import Attachment, Attachments, Need, group, needs
-from mcrelay.net.interfaces import Interface, Interfaces
-from mcrelay.rules import Rule, RuleSet, parse_rule
 
 log = logging.getLogger(__name__)
 
-ETHERNET_MTU: Final = 1500
 READY_S: Final = 15.0  # for all workers to start, on a loaded machine
 SHUTDOWN_S: Final = 1.5
 START_AGAIN_S: Final = 1.0  # after a worker could not even be started
-TURN_S: Final = 3.0  # how long a change waits for those before it; well below the control plane's SUPERVISOR_S
-OWNER_READY_S: Final = 2.0  # how long a change waits for a worker that is being restarted
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +59,6 @@ class Options:
     latency_budget_us: int
     busy_poll: bool
     debug: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Active:
-    """A rule that workers forward by."""
-
-    rule: Rule
-    record: RuleRecord
 
 
 class Page:
@@ -115,17 +90,9 @@ class Supervisor:
         self._workers = len(options.cores)
         self._listener = Listener(options.socket)
         self._pages = [Page() for _ in range(self._workers)]
-        self._attachments = Attachments(self._workers)
-        self._interfaces = Interfaces()
-        self._rules = RuleSet()
-        self._active: dict[str, Active] = {}
-        self._rule_counters: set[int] = set()  # that active rules use
-        self._output_counters: set[int] = set()
-        self._of_worker: list[dict[str, Active]] = [{} for _ in range(self._workers)]
-        self._generation = 0
-        self._changing = asyncio.Lock()
+        self._incoming: tuple[list[RuleRecord], list[str]] = [], []  # of an unfinished ApplyRules
+        self._incoming_key: tuple[int, int] | None = None
         self._stopping = asyncio.Event()
-        self._became_ready = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
         credentials = (str(self._identity.uid), str(self._identity.gid))
         child = functools.partial(
@@ -133,6 +100,13 @@ class Supervisor:
         )
         self._control = child("control", 0, credentials)
         self._data = [child("data", i, (*credentials, str(core))) for i, core in enumerate(options.cores)]
+        self._active = ActiveRules(
+            self._data,
+            [page.counters for page in self._pages],
+            ingress=options.ingress,
+            ring_memory=options.ring_memory,
+            on_change=self._record,
+        )
 
     # Life.
 
@@ -144,10 +118,10 @@ class Supervisor:
         try:
             for child in self._children:
                 self._start(child)
-            await self._interfaces.open()
+            await self._active.open()
             await self._wait_for_all()
             if not self._stopping.is_set():
-                await self._replenish()
+                await self._active.replenish()
                 engines = sorted({child.engine or "?" for child in self._data})
                 log.info(
                     "ready: %d data plane worker(s) on core(s) %s, engine %s, workers run as %s, socket %s",
@@ -180,8 +154,7 @@ class Supervisor:
             raise SystemRefusal(f"{late} did not start within {READY_S:.0f} s", "see the messages above")
 
     async def _all_ready(self) -> None:
-        async with self._became_ready:
-            await self._became_ready.wait_for(lambda: all(c.state == "ready" or c.failure for c in self._children))
+        await self._active.wait_for_workers(lambda: all(c.state == "ready" or c.failure for c in self._children))
         for child in self._children:
             if child.failure:
                 raise Error(child.failure.message, child.failure.hint, code=child.failure.code)
@@ -227,8 +200,7 @@ class Supervisor:
             if end is not None:
                 log.error("unexpected: %r", end)
         self._listener.close()
-        await self._attachments.close_all()
-        await self._interfaces.close()
+        await self._active.close()
         log.info("stopped")
 
     # Children.
@@ -249,25 +221,21 @@ class Supervisor:
     async def _bring_in(self, child: Child) -> None:
         """Give a new life all that it must know, then call it ready."""
         life = child.restarts
-        async with self._changing:
+        async with self._active.changing:
             if child.restarts != life:
                 return  # it is over already; the next one will say that it is ready
             if child.role == "control":
-                records = [active.record for active in self._active.values()]
-                self._record(records, (), snapshot=True)
+                self._record(self._active.records(), (), snapshot=True)
                 self._listener.open(self._pass_client)
             else:
                 try:
-                    # Ingress last: packets that wait in its sockets need the rules, and the rules their outputs.
-                    await self._attach_all(child, "egress")
-                    await self._give_all_rules(child, self._of_worker[child.index].values())
-                    await self._attach_all(child, "ingress")
+                    await self._active.bring_in(child)
                 except Busy as error:
                     log.warning("%s", error)
                     child.kill()
                     return
             child.state = "ready"
-        await self._announce()
+        await self._active.announce()
         if child.restarts:
             log.info("%s is back (pid %s)", child.name, child.pid)
 
@@ -275,24 +243,20 @@ class Supervisor:
         if child.role == "control":
             self._listener.shut()
         if child.failure:
-            self._spawn_task(self._announce())
+            self._spawn_task(self._active.announce())
         self._restart_later(child, delay_s)
-
-    async def _announce(self) -> None:
-        async with self._became_ready:
-            self._became_ready.notify_all()
 
     def _child_message(self, child: Child, message: Message) -> None:
         match message:
             case ApplyRules():
-                self._spawn_task(self._serve_apply(child, message))
+                self._collect(child, message)
             case GetProcesses():
                 facts = (self._own_facts(), *(c.facts() for c in self._children))
                 child.tell("request_sock", Processes(id=message.id, processes=facts))
             case Stats():
                 log.info(
                     "%d rules; %d packets received, %d forwarded, %d dropped",
-                    len(self._rules),
+                    len(self._active),
                     sum(worker.received for worker in message.workers),
                     sum(worker.forwarded for worker in message.workers),
                     sum(sum(worker.dropped.values()) for worker in message.workers),
@@ -318,12 +282,24 @@ class Supervisor:
 
     # Rules.
 
-    async def _serve_apply(self, child: Child, request: ApplyRules) -> None:
+    def _collect(self, child: Child, piece: ApplyRules) -> None:
+        """A piece of a request; serve it when it is complete. What a former life began is void."""
+        key = child.restarts, piece.id
+        if self._incoming_key != key:
+            self._incoming_key, self._incoming = key, ([], [])
+        self._incoming[0].extend(piece.add)
+        self._incoming[1].extend(piece.remove)
+        if piece.complete:
+            self._incoming_key = None
+            self._spawn_task(self._serve_apply(child, piece, *self._incoming))
+
+    async def _serve_apply(self, child: Child, request: ApplyRules, add: list[RuleRecord], remove: list[str]) -> None:
         life = child.restarts
         reply: Message
         try:
-            workers = await self.apply(request.add, request.remove)
-            reply = Applied(id=request.id, generation=self._generation, workers=workers)
+            workers = await self._active.apply(add, remove)
+            self._spawn_task(self._active.replenish())
+            reply = Applied(id=request.id, generation=self._active.generation, workers=workers)
         except Error as error:
             reply = Refused(id=request.id, code=error.code, message=error.message, hint=error.hint)
         except Exception as error:
@@ -331,252 +307,6 @@ class Supervisor:
             reply = Refused(id=request.id, code="internal", message=f"unexpected: {error!r}"[:4096], hint="see the log")
         if child.restarts == life:  # a new life has not asked, and may use the same ids
             child.tell("request_sock", reply)
-
-    async def apply(self, add: Sequence[RuleRecord], remove: Sequence[str]) -> int:
-        """Change the active rules: all of it or, with an Error, nothing. Returns how many workers acknowledged."""
-        added = [Active(parse_rule(r.input, r.outputs, r.name), r) for r in add]
-        await self._wait_for_owners([a.rule for a in added] + [self._find_active(i).rule for i in remove])
-        async with self._change():
-            removed = [self._find_active(rule_id) for rule_id in remove]
-            self._check(added, removed)
-            async with AsyncExitStack() as undo:
-                await self._provide([active.rule for active in added], undo)
-                workers = await self._distribute(added, removed, undo)
-                self._admit([active.rule for active in added], undo)
-                undo.pop_all()
-            self._refuse([active.rule for active in removed], {active.rule.id for active in added})
-            self._commit(added, removed)
-            await self._retire([active.rule for active in removed])
-            for active in removed:
-                for page in self._pages:
-                    page.counters.clear([active.record.counter], active.record.output_counters)
-            self._record([active.record for active in added], remove)
-        self._spawn_task(self._replenish())
-        return workers
-
-    @contextlib.asynccontextmanager
-    async def _change(self) -> AsyncIterator[None]:
-        """The turn to change rules. Busy if it does not come soon: nobody would be there for the answer any more."""
-        try:
-            await asyncio.wait_for(self._changing.acquire(), TURN_S)
-        except TimeoutError:
-            raise Busy("many changes are under way", "try again") from None
-        try:
-            yield
-        finally:
-            self._changing.release()
-
-    def _find_active(self, rule_id: str) -> Active:
-        active = self._active.get(rule_id)
-        if active is None:
-            raise RuleError(f"no active rule has the id {rule_id}", "'mcrelay list' shows the rules")
-        return active
-
-    def _check(self, added: list[Active], removed: list[Active]) -> None:
-        """RuleError if the change cannot follow what is active now."""
-        after = RuleSet()
-        going = {active.rule.id for active in removed}
-        freed = {a.record.counter for a in removed}
-        freed_by_outputs = {counter for a in removed for counter in a.record.output_counters}
-        for active in added:
-            record = active.record
-            if len(record.output_counters) != len(active.rule.outputs):
-                raise RuleError(f"rule {active.rule.label} does not say where its outputs are counted")
-            used_by_outputs = self._output_counters.intersection(record.output_counters)
-            if (
-                record.counter in self._rule_counters and record.counter not in freed
-            ) or used_by_outputs - freed_by_outputs:
-                raise RuleError(f"rule {active.rule.label} would be counted with another")
-            if active.rule.id in going or active.rule.name in {a.rule.name for a in removed}:
-                after.check_addable(active.rule)
-            else:
-                self._rules.check_addable(active.rule)
-            after.add(active.rule)
-
-    async def _wait_for_owners(self, rules: Iterable[Rule]) -> None:
-        """Workers that must know a change have to be alive for it: give one that is being restarted some time."""
-        owners = {self._data[owner] for rule in rules for owner in rule.owners(self._workers)}
-        try:
-            async with self._became_ready, asyncio.timeout(OWNER_READY_S):
-                await self._became_ready.wait_for(lambda: all(child.state == "ready" for child in owners))
-        except TimeoutError:
-            names = ", ".join(sorted(child.name for child in owners if child.state != "ready"))
-            raise Busy(f"{names} is being restarted", "try again") from None
-
-    async def _provide(self, rules: list[Rule], undo: AsyncExitStack) -> None:
-        """Open sockets and join groups that these rules need and nobody has needed so far."""
-        wanted = {need for rule in rules for need in needs(rule)}
-        if not wanted:
-            return
-        present = await self._find_interfaces(rules)
-        for name, direction in sorted(wanted):
-            self._attachments.check_unchanged(present[name])
-            if self._attachments.has((name, direction)):
-                continue
-            ring = self._ring_for(present[name].mtu)
-            known = name in self._attachments
-            attachment = await asyncio.to_thread(self._attachments.open, present[name], direction, ring)
-            if not known:
-                for page in self._pages:
-                    page.counters.clear_interface(attachment.slot)
-            undo.push_async_callback(self._detach, (name, direction))
-            workers = self._ready_workers()
-            await asyncio.gather(*(self._attach(child, attachment, direction) for child in workers))
-        for rule in rules:
-            self._attachments.join(group(rule))
-            undo.callback(self._attachments.leave, group(rule))
-
-    async def _find_interfaces(self, rules: list[Rule]) -> dict[str, Interface]:
-        """Those that are there, and rules can use; RuleError if one that they name is not."""
-        present = self._interfaces.present()
-        try:
-            self._check_interfaces(rules, present)
-        except RuleError:
-            present = await self._interfaces.refresh()
-            self._check_interfaces(rules, present)
-        return present
-
-    @staticmethod
-    def _check_interfaces(rules: list[Rule], present: dict[str, Interface]) -> None:
-        for rule in rules:
-            interfaces.find(present, rule.input.interface, f"input '{rule.input}'")
-            for output in rule.outputs:
-                interfaces.find_for_output(present, output.interface, f"output '{output}'")
-
-    def _admit(self, rules: list[Rule], undo: AsyncExitStack) -> None:
-        """The workers know these rules: let the packets come."""
-        for rule in rules:
-            if rule.id not in self._active:
-                undo.callback(self._attachments.refuse, rule)
-            try:
-                self._attachments.admit(rule)
-            except OSError as error:
-                raise SystemRefusal(f"rule {rule.label}: {error.strerror}", "see the kernel's log (dmesg)") from None
-
-    def _refuse(self, rules: list[Rule], unless: set[str]) -> None:
-        for rule in rules:
-            if rule.id not in unless:
-                self._attachments.refuse(rule)
-
-    def _ring_for(self, mtu: int) -> RingGeometry | None:
-        if self._options.ingress == "recv" or any(child.engine == "reference" for child in self._data):
-            return None
-        return ring_geometry(mtu, self._options.ring_memory)
-
-    async def _replenish(self) -> None:
-        """Sockets for the next interface, most of which have this MTU."""
-        ring = self._ring_for(ETHERNET_MTU)
-        if ring is not None:
-            await self._attachments.replenish(ring)
-
-    async def _attach_all(self, child: Child, direction: Direction) -> None:
-        for attachment in self._attachments:
-            if direction in attachment.sockets:
-                await self._attach(child, attachment, direction)
-
-    async def _attach(self, child: Child, attachment: Attachment, direction: Direction) -> None:
-        ticket = child.ticket()
-        ring = attachment.ring if direction == "ingress" else None
-        message = AttachInterface(
-            ticket=ticket,
-            slot=attachment.slot,
-            name=attachment.interface.name,
-            mtu=attachment.interface.mtu,
-            direction=direction,
-            ring=Ring(ring.block_size, ring.blocks, ring.frame_size) if ring else None,
-        )
-        await child.command(ticket, (message, [attachment.sockets[direction][child.index].fileno()]))
-
-    async def _detach(self, need: Need) -> None:
-        """Take an interface's direction out of use everywhere, then close it."""
-        name, direction = need
-        slot = self._attachments[name].slot
-        for child in self._ready_workers():
-            ticket = child.ticket()
-            try:
-                await child.command(ticket, (DetachInterface(ticket=ticket, slot=slot, direction=direction), ()))
-            except Busy as error:
-                log.warning("%s", error)
-                child.kill()  # its next life will not know the interface
-        await self._attachments.close(name, direction)
-
-    def _ready_workers(self) -> list[Child]:
-        """The data planes to tell; the others will be told everything when they come up."""
-        return [child for child in self._data if child.state == "ready"]
-
-    async def _distribute(self, added: list[Active], removed: list[Active], undo: AsyncExitStack) -> int:
-        """Tell each worker concerned, and wait for its word. Returns how many there were."""
-        concerned = 0
-        for index, child in enumerate(self._data):
-            mine = [a for a in added if index in a.rule.owners(self._workers)]
-            gone = [a for a in removed if index in a.rule.owners(self._workers)]
-            if not mine and not gone:
-                continue
-            undo.push_async_callback(self._take_back, child)
-            await self._give_change(child, mine, gone)
-            concerned += 1
-        return concerned
-
-    async def _give_change(self, child: Child, added: list[Active], removed: list[Active]) -> None:
-        """One rule more or less travels alone; anything else is the worker's whole new set, so that the worker changes
-        between two packets."""
-        ticket = child.ticket()
-        if len(added) == 1 and not removed:
-            await child.command(
-                ticket, (AddRule(ticket=ticket, rule=added[0].record, slots=self._attachments.slots()), ())
-            )
-        elif len(removed) == 1 and not added:
-            await child.command(ticket, (RemoveRule(ticket=ticket, rule=removed[0].rule.id), ()))
-        else:
-            gone = {active.rule.id for active in removed}
-            kept = [a for rule_id, a in self._of_worker[child.index].items() if rule_id not in gone]
-            await self._give_all_rules(child, [*kept, *added])
-
-    async def _give_all_rules(self, child: Child, rules: Iterable[Active]) -> None:
-        ticket = child.ticket()
-        records = [active.record for active in rules]
-        await child.command(
-            ticket,
-            *(
-                (SyncRules(ticket=ticket, rules=piece, slots=self._attachments.slots(), complete=last), ())
-                for piece, last in in_frames(records)
-            ),
-        )
-
-    async def _take_back(self, child: Child) -> None:
-        """A change failed: the worker goes back to what it had."""
-        try:
-            await self._give_all_rules(child, self._of_worker[child.index].values())
-        except Busy as error:
-            log.warning("%s", error)
-            child.kill()  # its next life starts with the rules that hold
-
-    def _commit(self, added: list[Active], removed: list[Active]) -> None:
-        for active in removed:
-            self._rules.remove(active.rule.id)
-            del self._active[active.rule.id]
-            self._rule_counters.discard(active.record.counter)
-            self._output_counters.difference_update(active.record.output_counters)
-            for owner in active.rule.owners(self._workers):
-                del self._of_worker[owner][active.rule.id]
-            self._attachments.release(active.rule)
-        for active in added:
-            self._rules.add(active.rule)
-            self._active[active.rule.id] = active
-            self._rule_counters.add(active.record.counter)
-            self._output_counters.update(active.record.output_counters)
-            for owner in active.rule.owners(self._workers):
-                self._of_worker[owner][active.rule.id] = active
-            self._attachments.keep(active.rule)
-        self._generation += 1
-
-    async def _retire(self, rules: list[Rule]) -> None:
-        """Leave and close what only these rules needed."""
-        for rule in rules:
-            self._attachments.leave(group(rule))
-        for rule in rules:
-            for need in self._attachments.unused(rule):
-                await self._detach(need)
 
     def _record(self, added: list[RuleRecord], removed: Sequence[str], *, snapshot: bool = False) -> None:
         """Tell the control plane what is active now. One that is not ready will be told all of it when it is."""
@@ -586,12 +316,12 @@ class Supervisor:
             self._control.tell(
                 "supervisor_sock",
                 RecordRules(
-                    generation=self._generation,
+                    generation=self._active.generation,
                     added=piece,
-                    removed=tuple(removed) if last else (),
+                    removed=tuple(removed),
                     complete=last,
-                    slots=self._attachments.slots(),
+                    slots=self._active.slots(),
                     snapshot=snapshot,
                 ),
             )
-            snapshot = False
+            snapshot, removed = False, ()

@@ -151,8 +151,8 @@ def test_packets_sent_while_a_worker_is_replaced_wait_for_it(daemon: Daemon, lin
 
 def test_a_data_plane_killed_under_load_loses_nothing(start: StartDaemon, line: RelayLine) -> None:
     """What was in the ring, read or not, is there for the next one. Some may be sent twice: what the dead one had sent
-    and not given back, at most a batch."""
-    daemon = start(program=IMPATIENT)
+    and not given back, at most a batch. The ring holds two seconds: a machine under load starts no worker sooner."""
+    daemon = start("--ring-mib", "64", program=IMPATIENT)
     daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0")
     count, kills = 60_000, 5
     receiver = start_receiver(

@@ -93,7 +93,7 @@ def test_only_admitted_destinations_reach_a_worker(line: RelayLine, network: int
     injector = Injector(line.sender, "eth0")
 
     def passing() -> set[tuple[str, int]]:
-        admission.admit(IPv4Address("239.9.9.9"), 9)
+        admission.admit([(IPv4Address("239.9.9.9"), 9)])
         for group, port in [*flows, ("239.9.9.9", 9)]:
             options = bytes([1]) * source.choice([0, 4, 40])
             injector.send(
@@ -118,17 +118,17 @@ def test_only_admitted_destinations_reach_a_worker(line: RelayLine, network: int
     try:
         assert passing() == set()
         admitted = set(flows[::2])
-        for group, port in [*admitted, *admitted]:
-            admission.admit(IPv4Address(group), port)
+        admission.admit((IPv4Address(group), port) for group, port in [*admitted, *admitted])
         assert passing() == admitted
-        for group, port in flows[:6]:  # some of them were not admitted
-            admission.refuse(IPv4Address(group), port)
+        # Some of them were not admitted.
+        admission.refuse((IPv4Address(group), port) for group, port in flows[:6])
         assert passing() == admitted - set(flows[:6])
-        for number in range(RULES_MAX - 1 - len(admitted - set(flows[:6]))):
-            admission.admit(IPv4Address("239.200.0.0") + number, 1)
+        room = RULES_MAX - 1 - len(admitted - set(flows[:6]))
         with pytest.raises(OSError, match="bpf") as full:
-            admission.admit(IPv4Address("239.250.0.0"), 1)
+            admission.admit((IPv4Address("239.200.0.0") + number, 1) for number in range(room + 1))
         assert full.value.errno == errno.E2BIG
+        assert passing() == admitted - set(flows[:6])
+        admission.admit((IPv4Address("239.200.0.0") + number, 1) for number in range(room))  # nothing was left of that
     finally:
         admission.close()
         injector.close()

@@ -186,7 +186,7 @@ def test_every_message_is_somebodys() -> None:
     [
         (("request_sock", "control", "supervisor"), "Ready Failed ApplyRules GetProcesses Rules Stats"),
         (("request_sock", "data", "supervisor"), "Ready Failed Acknowledge"),
-        (("client", "client", "control"), "Ping GetVersion Add Remove ListRules GetStats GetWorkers"),
+        (("client", "client", "control"), "Ping GetVersion Add Remove Change ListRules GetStats GetWorkers"),
     ],
 )
 def test_the_privileged_and_the_exposed_side_take_no_more_than_this(row: Row, names: str) -> None:

@@ -17,10 +17,10 @@ relative to the network header (SKF_NET_OFF) do not, and a failed load drops the
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import socket
 import struct
+from collections.abc import Iterable
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -30,9 +30,9 @@ SO_ATTACH_BPF: Final = 50  # asm-generic/socket.h
 
 # linux/bpf.h
 BPF_MAP_CREATE: Final = 0
-BPF_MAP_UPDATE_ELEM: Final = 2
-BPF_MAP_DELETE_ELEM: Final = 3
 BPF_PROG_LOAD: Final = 5
+BPF_MAP_UPDATE_BATCH: Final = 26
+BPF_MAP_DELETE_BATCH: Final = 27
 BPF_MAP_TYPE_HASH: Final = 1
 BPF_PROG_TYPE_SOCKET_FILTER: Final = 1
 BPF_F_NO_PREALLOC: Final = 1
@@ -42,6 +42,9 @@ ATTRIBUTE_SIZE: Final = 128  # of union bpf_attr, as much as we need of it
 
 KEY: Final = struct.Struct("=II")  # IPv4 destination address and UDP destination port, as numbers
 PRESENT: Final = b"\x01\0\0\0"
+BATCH: Final = struct.Struct("=QQQQIIQQ")  # keys third, values fourth, count fifth, the map sixth
+
+Destination = tuple[IPv4Address, int]  # and UDP port
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # bpf has no wrapper in the C library.
@@ -88,6 +91,14 @@ def _program(network: int, map_fd: int) -> bytes:
     )
 
 
+class BatchFailed(OSError):
+    """A batch was done in part: `done` of it."""
+
+    def __init__(self, error: OSError, done: int) -> None:
+        super().__init__(error.errno, error.strerror)
+        self.done = done
+
+
 class Admission:
     """For packet sockets of one interface; admits nothing at first. OSError if this process may load no program, or
     this kernel takes none."""
@@ -96,19 +107,22 @@ class Admission:
         """`network`: see net/interfaces.py."""
         self._map = _bpf(
             BPF_MAP_CREATE,
-            struct.pack("=IIIII", BPF_MAP_TYPE_HASH, KEY.size, len(PRESENT), RULES_MAX, BPF_F_NO_PREALLOC),
+            _attribute(struct.pack("=IIIII", BPF_MAP_TYPE_HASH, KEY.size, len(PRESENT), RULES_MAX, BPF_F_NO_PREALLOC)),
         )
+        self._admitted: set[Destination] = set()
         try:
             code = ctypes.create_string_buffer(_program(network, self._map))
             license = ctypes.create_string_buffer(b"Apache-2.0")
             self._program = _bpf(
                 BPF_PROG_LOAD,
-                struct.pack(
-                    "=IIQQ",
-                    BPF_PROG_TYPE_SOCKET_FILTER,
-                    (len(code) - 1) // 8,
-                    ctypes.addressof(code),
-                    ctypes.addressof(license),
+                _attribute(
+                    struct.pack(
+                        "=IIQQ",
+                        BPF_PROG_TYPE_SOCKET_FILTER,
+                        (len(code) - 1) // 8,
+                        ctypes.addressof(code),
+                        ctypes.addressof(license),
+                    )
                 ),
             )
         except BaseException:
@@ -119,22 +133,39 @@ class Admission:
         """Make it the socket's filter, in place of the one before."""
         sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_BPF, self._program)
 
-    def admit(self, group: IPv4Address, port: int) -> None:
-        """From now on; it may be admitted already. OSError if there are too many."""
-        value = ctypes.create_string_buffer(PRESENT)
-        self._element(BPF_MAP_UPDATE_ELEM, group, port, ctypes.addressof(value))
-
-    def refuse(self, group: IPv4Address, port: int) -> None:
-        """From now on; it need not be admitted."""
+    def admit(self, destinations: Iterable[Destination]) -> None:
+        """From now on; some may be admitted already. OSError if there are too many: nothing has changed then."""
+        new = [destination for destination in dict.fromkeys(destinations) if destination not in self._admitted]
         try:
-            self._element(BPF_MAP_DELETE_ELEM, group, port, 0)
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise
+            done = self._batch(BPF_MAP_UPDATE_BATCH, new)
+        except BatchFailed as failure:
+            self._batch(BPF_MAP_DELETE_BATCH, new[: failure.done])
+            raise
+        assert done == len(new)
+        self._admitted.update(new)
 
-    def _element(self, command: int, group: IPv4Address, port: int, value: int) -> None:
-        key = ctypes.create_string_buffer(KEY.pack(int(group), port))
-        _bpf(command, struct.pack("=IxxxxQQQ", self._map, ctypes.addressof(key), value, 0))
+    def refuse(self, destinations: Iterable[Destination]) -> None:
+        """From now on; they need not be admitted."""
+        old = [destination for destination in dict.fromkeys(destinations) if destination in self._admitted]
+        self._batch(BPF_MAP_DELETE_BATCH, old)
+        self._admitted.difference_update(old)
+
+    def _batch(self, command: int, destinations: list[Destination]) -> int:
+        """One system call for all of them, which may be thousands. How many it was for; BatchFailed."""
+        if not destinations:
+            return 0
+        keys = b"".join(KEY.pack(int(group), port) for group, port in destinations)
+        key_buffer = ctypes.create_string_buffer(keys, len(keys))
+        values = ctypes.create_string_buffer(PRESENT * len(destinations))
+        value_address = ctypes.addressof(values) if command == BPF_MAP_UPDATE_BATCH else 0
+        attribute = _attribute(
+            BATCH.pack(0, 0, ctypes.addressof(key_buffer), value_address, len(destinations), self._map, 0, 0)
+        )
+        try:
+            _bpf(command, attribute)
+        except OSError as error:
+            raise BatchFailed(error, BATCH.unpack_from(attribute)[4]) from None
+        return len(destinations)
 
     def close(self) -> None:
         """Sockets that have the filter keep it, as it is."""
@@ -142,10 +173,13 @@ class Admission:
         os.close(self._map)
 
 
-def _bpf(command: int, attribute: bytes) -> int:
-    """bpf(2): a descriptor, which is closed on exec, or 0."""
-    padded = ctypes.create_string_buffer(attribute, ATTRIBUTE_SIZE)
-    result: int = _libc.syscall(ctypes.c_long(_BPF), command, padded, ATTRIBUTE_SIZE)
+def _attribute(fields: bytes) -> ctypes.Array[ctypes.c_char]:
+    return ctypes.create_string_buffer(fields, ATTRIBUTE_SIZE)
+
+
+def _bpf(command: int, attribute: ctypes.Array[ctypes.c_char]) -> int:
+    """bpf(2): a descriptor, which is closed on exec, or 0. The kernel may write into the attribute."""
+    result: int = _libc.syscall(ctypes.c_long(_BPF), command, attribute, ATTRIBUTE_SIZE)
     if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, f"bpf: {os.strerror(error)}")

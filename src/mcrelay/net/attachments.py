@@ -14,7 +14,7 @@ import contextlib
 import logging
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import TypeVar
@@ -23,9 +23,10 @@ from mcrelay.errors import RuleError, SystemRefusal
 from mcrelay.limits import INTERFACES_MAX, RingGeometry
 from mcrelay.messages import Direction
 from mcrelay.net import sockets
-from mcrelay.net.admission import Admission
+from mcrelay.net.admission import Admission, Destination
 from mcrelay.net.interfaces import Interface
 from mcrelay.rules import Rule
+from mcrelay.turns import in_turns
 
 log = logging.getLogger(__name__)
 
@@ -160,29 +161,37 @@ class Attachments:
             del self._by_name[name]
         await asyncio.to_thread(_close_all, closing)
 
-    def join(self, wanted: Group) -> None:
-        """Be a member, if not already."""
-        if not self._joined[wanted]:
-            name, address = wanted
-            self._memberships.join(self._by_name[name].interface, address)
+    async def join(self, wanted: Iterable[Group]) -> None:
+        """Be a member of these. SystemRefusal if the kernel does not; then leave() undoes what was done."""
+        async for name, address in in_turns(wanted):
+            if not self._joined[name, address]:
+                self._memberships.join(self._by_name[name].interface, address)
 
-    def leave(self, wanted: Group) -> None:
-        """Cease to be a member, unless a rule needs it."""
-        if not self._joined[wanted]:
-            name, address = wanted
-            self._memberships.leave(self._by_name[name].interface.index, address)
+    async def leave(self, unwanted: Iterable[Group]) -> None:
+        """Cease to be a member of these, unless a rule needs it."""
+        async for name, address in in_turns(unwanted):
+            if not self._joined[name, address]:
+                self._memberships.leave(self._by_name[name].interface.index, address)
 
-    def admit(self, rule: Rule) -> None:
-        """Let the rule's packets through to the workers, who know it. Idempotent."""
-        admission = self._by_name[rule.input.interface].admission
-        if admission and rule.input.port is not None:
-            admission.admit(group(rule)[1], rule.input.port)
+    def admit(self, rules: Iterable[Rule]) -> None:
+        """Let these rules' packets through to the workers, who know them. Idempotent. OSError if that cannot be."""
+        for admission, destinations in self._destinations(rules):
+            admission.admit(destinations)
 
-    def refuse(self, rule: Rule) -> None:
+    def refuse(self, rules: Iterable[Rule]) -> None:
         """Let them through no more. Idempotent."""
-        admission = self._by_name[rule.input.interface].admission
-        if admission and rule.input.port is not None:
-            admission.refuse(group(rule)[1], rule.input.port)
+        for admission, destinations in self._destinations(rules):
+            admission.refuse(destinations)
+
+    def _destinations(self, rules: Iterable[Rule]) -> Iterator[tuple[Admission, list[Destination]]]:
+        """Of these rules, by interface that filters."""
+        by_name: dict[str, list[Destination]] = {}
+        for rule in rules:
+            if rule.input.port is not None:
+                by_name.setdefault(rule.input.interface, []).append((group(rule)[1], rule.input.port))
+        for name, destinations in by_name.items():
+            if admission := self._by_name[name].admission:
+                yield admission, destinations
 
     def keep(self, rule: Rule) -> None:
         """The rule is active: count what it needs."""

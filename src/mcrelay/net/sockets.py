@@ -22,6 +22,7 @@ import errno
 import os
 import socket
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -208,15 +209,20 @@ class Memberships:
     does."""
 
     def __init__(self) -> None:
-        self._sockets: dict[socket.socket, set[tuple[int, IPv4Address]]] = {}
+        self._holder: dict[tuple[int, IPv4Address], socket.socket] = {}
+        self._held: Counter[socket.socket] = Counter()  # how many groups
+        self._roomy: list[socket.socket] = []  # sockets that may hold more; the last one is asked first
 
     def join(self, interface: Interface, group: IPv4Address) -> None:
         """SystemRefusal if the kernel does not."""
+        if (interface.index, group) in self._holder:
+            return
         request = _membership(interface.index, group)
-        for sock, held in self._sockets.items():
-            if self._add(sock, request, interface, group):
-                held.add((interface.index, group))
+        while self._roomy:
+            if self._add(self._roomy[-1], request, interface, group):
+                self._note(self._roomy[-1], interface, group)
                 return
+            self._roomy.pop()
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             joined = self._add(sock, request, interface, group)
@@ -229,7 +235,12 @@ class Memberships:
                 f"cannot join {group} on {interface.name}: the kernel allows no membership at all",
                 "raise it: sysctl net.ipv4.igmp_max_memberships=20",
             )
-        self._sockets[sock] = {(interface.index, group)}
+        self._roomy.append(sock)
+        self._note(sock, interface, group)
+
+    def _note(self, sock: socket.socket, interface: Interface, group: IPv4Address) -> None:
+        self._holder[interface.index, group] = sock
+        self._held[sock] += 1
 
     def _add(self, sock: socket.socket, request: bytes, interface: Interface, group: IPv4Address) -> bool:
         """False if the socket holds all that it may."""
@@ -244,25 +255,31 @@ class Memberships:
         return True
 
     def leave(self, index: int, group: IPv4Address) -> None:
-        """Leave a group; that its interface is gone, and the membership with it, is as good."""
-        for sock, held in self._sockets.items():
-            if (index, group) not in held:
-                continue
-            try:
-                sock.setsockopt(socket.IPPROTO_IP, socket.IP_DROP_MEMBERSHIP, _membership(index, group))
-            except OSError as error:
-                if error.errno not in (errno.EADDRNOTAVAIL, errno.ENODEV):
-                    raise
-            held.discard((index, group))
-            if not held:
-                del self._sockets[sock]
-                sock.close()
+        """Leave a group, if joined; that its interface is gone, and the membership with it, is as good."""
+        sock = self._holder.pop((index, group), None)
+        if sock is None:
             return
+        try:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_DROP_MEMBERSHIP, _membership(index, group))
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.ENODEV):
+                raise
+        self._held[sock] -= 1
+        if self._held[sock]:
+            if sock not in self._roomy:
+                self._roomy.append(sock)
+            return
+        del self._held[sock]
+        if sock in self._roomy:
+            self._roomy.remove(sock)
+        sock.close()
 
     def close(self) -> None:
-        for sock in self._sockets:
+        for sock in self._held:
             sock.close()
-        self._sockets.clear()
+        self._holder.clear()
+        self._held.clear()
+        self._roomy.clear()
 
 
 def _membership(index: int, group: IPv4Address) -> bytes:
