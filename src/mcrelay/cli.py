@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from mcrelay import __version__
+from mcrelay import __version__, cli_traffic
 from mcrelay.client import DEFAULT_SOCKET, Client
 from mcrelay.errors import EXIT_CODES, Error, UsageError
 from mcrelay.limits import LATENCY_BUDGET_US_DEFAULT, LATENCY_BUDGET_US_MAX, RING_MEMORY_DEFAULT, WORKERS_MAX
@@ -55,6 +55,10 @@ def cli() -> None:
     mcrelay add 239.1.1.1:5000%eth0 239.2.2.2:6000%eth1,ttl=8      from eth0 to eth1, another group and port
     mcrelay stats --watch                                          see it flow
     """
+
+
+cli.add_command(cli_traffic.send)
+cli.add_command(cli_traffic.receive)
 
 
 def _socket_option(function: Callable[..., Any]) -> Callable[..., Any]:
