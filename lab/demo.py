@@ -18,9 +18,8 @@ from typing import Final
 from lab.daemon import Daemon, sum_workers
 from lab.namespaces import Lab, unsupported
 from lab.plan import ReceivePlan, SendPlan
-from lab.sequence import ReceiveReport
 from lab.topology import RelayLine, relay_line
-from lab.traffic import SenderProcess, run_sender, start_receiver, start_sender
+from lab.traffic import ReceiveReport, SenderProcess, run_sender, start_receiver, start_sender
 from mcrelay.client import Client
 
 INPUT: Final = "239.1.1.1:5000"
