@@ -4,6 +4,7 @@
 #   make test       build, and run all tests
 #   make setup      install what is needed, build into .venv
 #   make lint       only the style and type checks
+#   make fuzz       build the fuzz targets and run them, for SECONDS=600 in all
 #   make clean      remove what was built
 #
 # Everything lands in .venv and build/ here; what the distribution has to provide is installed with apt (as root, or
@@ -19,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 SOURCES := $(shell find src native -type f \( -name '*.py' -o -name '*.pyx' -o -name '*.pyi' -o -name '*.[ch]' \)) \
     meson.build meson_options.txt pyproject.toml README.md LICENSE
 
-.PHONY: demo test setup lint clean
+.PHONY: demo test setup lint fuzz clean
 
 demo: $(VENV)/.installed
 	@packaging/install-requirements test
@@ -31,6 +32,11 @@ test: $(VENV)/.develop $(VENV)/.installed
 
 lint: $(VENV)/.develop $(VENV)/.installed
 	$(BIN)/python -m pytest tests/unit/test_style.py
+
+SECONDS := 600
+fuzz:
+	@packaging/install-requirements fuzz
+	$(PYTHON) tests/native/fuzz.py $(SECONDS)
 
 setup: $(VENV)/.develop $(VENV)/.installed
 	@packaging/install-requirements test

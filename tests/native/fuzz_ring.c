@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * fuzz_ring.c: a ring whose memory is any bytes. The first bytes of an input choose the geometry, the rest is the ring,
- * as far as it goes.
+ * fuzz_ring.c: a ring whose memory is any bytes. The first bytes of an input choose the geometry and whether frames have
+ * a virtio header, the rest is the ring, as far as it goes.
  *
  * What has to hold: each slot is read at most once until it is given back, in a bounded number of steps; the bytes of
  * every frame lie behind its header and within its slot; a frame that came to harm has no bytes; what is given back is
@@ -80,6 +80,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     memcpy(memory, data + GEOMETRY, size - GEOMETRY < length ? size - GEOMETRY : length);
     before = exact_copy(memory, length);
     CHECK_EQUAL(ring_new_over(&ingress, 0, -1, &g, memory), 0);
+    ingress->virtio = data[1] & 8;
     CHECK_EQUAL(ingress->kind->enter(ingress, NULL), 0);
     for (unsigned round = 0; round < 2; round++) {
         taken += drain(ingress, &g, memory, keep);
@@ -127,6 +128,7 @@ static size_t fuzz_seed(uint8_t *out, uint64_t *state)
             .tp_status = random_below(state, 4) ? (uint32_t)random_next(state) | TP_STATUS_USER : TP_STATUS_KERNEL,
             .tp_len = random_below(state, 256),
             .tp_snaplen = random_below(state, frame_size),
+            .tp_mac = (uint16_t)random_below(state, frame_size + 2),
             .tp_net = (uint16_t)random_below(state, frame_size + 2),
             .tp_sec = random_below(state, 4),
             .tp_nsec = random_below(state, 4),

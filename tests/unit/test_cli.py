@@ -212,6 +212,13 @@ def test_a_user_who_may_not_connect_is_told_so(path: Path) -> None:
         ("run --workers 1.5", "--workers"),
         ("run --workers ''", "--workers"),
         ("run --engine unknown", "'auto', 'uring', 'reference'"),
+        ("run --ingress unknown", "'ring', 'recv'"),
+        ("run --ring-mib 0", "--ring-mib"),
+        ("run --ring-mib 1025", "1<=x<=1024"),
+        ("run --latency-budget-us -1", "--latency-budget-us"),
+        ("run --latency-budget-us 10001", "0<=x<=10000"),
+        ("run --latency-budget-us 0.5", "--latency-budget-us"),
+        ("run --busy-poll=yes", "--busy-poll"),
         ("run --engine ''", "--engine"),
     ],
 )
