@@ -45,7 +45,8 @@ def test_a_file_by_socat_from_group_to_group(daemon: Daemon, line: RelayLine, tm
 
 
 def test_iperf_from_group_to_group_and_to_unicast(daemon: Daemon, line: RelayLine) -> None:
-    """iperf 2: its server counts what is lost and out of order."""
+    """iperf 2: its server counts what is lost and out of order. Its buffer of some 90 datagrams lasts for 90 ms at this
+    rate, where the machine has no time for it."""
     unicast = line.egresses[1].receiver_address
     daemon.run("add", "239.1.1.1:5001%in0", "239.2.2.2:5001%out0", f"{unicast}:5001%out1", "--name", "iperf")
     servers = [
@@ -55,7 +56,7 @@ def test_iperf_from_group_to_group_and_to_unicast(daemon: Daemon, line: RelayLin
     wait_until(lambda: is_member(line.receivers[0], "239.2.2.2"), 5, "iperf does not join")
     wait_until(lambda: is_bound(line.receivers[1], 5001), 5, "iperf does not listen")
     line.sender.run(
-        *("iperf", "-c", "239.1.1.1", "-u", "-p", "5001", "-T", "8", "-l", "1000", "-b", "40M", "-t", "2"), timeout=30
+        *("iperf", "-c", "239.1.1.1", "-u", "-p", "5001", "-T", "8", "-l", "1000", "-b", "8M", "-t", "2"), timeout=30
     )
     for server in servers:
         output = ""
@@ -68,8 +69,8 @@ def test_iperf_from_group_to_group_and_to_unicast(daemon: Daemon, line: RelayLin
         assert match
         lost, total = int(match[1]), int(match[2])
         assert lost == 0, output
-        assert total > 9_000, output
+        assert total > 1_900, output
         server.terminate()
         server.wait(5)
         server.stdout.close()
-    wait_until(lambda: daemon.json("stats")["rules"][0]["forwarded"] >= 10_000, 5)
+    wait_until(lambda: daemon.json("stats")["rules"][0]["forwarded"] >= 2_000, 5)
