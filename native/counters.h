@@ -10,10 +10,10 @@
  * Single writer per word, naturally aligned: a plain 64-bit store cannot tear on the platforms we build for, and
  * relaxed atomics say so to the compiler.
  *
- * What always holds when the worker is at rest:
+ * What always holds when the worker is at rest; if it died, after the supervisor has counted what it had in hand:
  *     received  = forwarded + the sum of dropped[]            (packets)
  *     rule:   packets = forwarded + dropped                   (packets that matched it)
- *     output: rule's packets = its packets + the sum of its dropped[]   (copies)
+ *     output: rule's packets = its packets + the sum of its dropped[] + its interrupted   (copies)
  */
 #ifndef MCRELAY_COUNTERS_H
 #define MCRELAY_COUNTERS_H
@@ -46,6 +46,7 @@ enum drop_reason {
     DROP_EGRESS_REFUSED,     /* a packet filter forbids it */
     DROP_EGRESS_ERROR,       /* any other error of the send */
     DROP_MERGED,             /* several datagrams that a device merged into one frame, and not to be had whole */
+    DROP_INTERRUPTED,        /* the worker died with it in hand; where it lay in a ring, its successor takes it up again */
     DROP_REASONS
 };
 
@@ -54,7 +55,7 @@ enum {
     COUNTERS_DROPS_MAX = 32,      /* room for later reasons without a new layout */
     COUNTERS_RULES_MAX = 16384,   /* 10,000 rules and room for those being replaced */
     COUNTERS_OUTPUTS_MAX = 65536, /* several outputs each; the file is sparse, unused ones cost nothing */
-    COUNTERS_OUTPUT_DROPS = 4,    /* the EGRESS_* reasons, in order */
+    COUNTERS_OUTPUT_DROPS = 4,    /* the EGRESS_* reasons, in order; DROP_INTERRUPTED follows */
     COUNTERS_INTERFACES_MAX = 64, /* as many as there are slots of interfaces */
     COUNTERS_INTERFACES_OFFSET = 2048,
     COUNTERS_RULES_OFFSET = 4096,
@@ -68,7 +69,8 @@ struct counters_output {
     counter packets;
     counter bytes; /* payload bytes */
     counter dropped[COUNTERS_OUTPUT_DROPS];
-    counter unused[2];
+    counter interrupted; /* DROP_INTERRUPTED */
+    counter unused;
 };
 
 struct counters_rule {

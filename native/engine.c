@@ -39,7 +39,7 @@ static uint64_t user_data(enum kind kind, uint32_t index)
 }
 
 enum command_kind {
-    ATTACH_INGRESS, DETACH_INGRESS, ATTACH_EGRESS, DETACH_EGRESS, SET_RULES, STOP,
+    ATTACH_INGRESS, DETACH_INGRESS, ATTACH_EGRESS, DETACH_EGRESS, SET_RULES, PROBE, STOP,
 };
 
 struct command {
@@ -479,6 +479,8 @@ static void execute(struct engine *engine, struct command *command)
         engine->table = command->table;
         answer(engine, command->ticket, 0, NULL, old);
         return;
+    case PROBE:
+        break;
     case STOP:
         if (engine->stopping) {
             result = -EALREADY;
@@ -750,6 +752,11 @@ int64_t engine_set_rules(struct engine *engine, const uint8_t *records, size_t l
     if (ticket < 0)
         table_free(table);
     return ticket;
+}
+
+int64_t engine_probe(struct engine *engine)
+{
+    return submit_plain(engine, PROBE, 0);
 }
 
 int64_t engine_stop(struct engine *engine)

@@ -64,6 +64,8 @@ int64_t engine_attach_egress(struct engine *engine, unsigned interface, int fd, 
 int64_t engine_detach_egress(struct engine *engine, unsigned interface);
 /* Forward by these rules (table.h says how they are described) and no others. */
 int64_t engine_set_rules(struct engine *engine, const uint8_t *records, size_t length);
+/* Does nothing; the answer shows that the engine's thread works. */
+int64_t engine_probe(struct engine *engine);
 /* Answer -EALREADY behind another stop. */
 int64_t engine_stop(struct engine *engine);
 

@@ -104,6 +104,13 @@ class ActiveRules:
 
     # Workers.
 
+    def settle(self, child: Child) -> None:
+        """Count what a dead worker had in hand. Before its next life."""
+        records = [active.record for active in self._of_worker[child.index].values()]
+        in_hand = self._pages[child.index].settle((record.counter, record.output_counters) for record in records)
+        if in_hand:
+            log.info("%s died with %d packets in hand", child.name, in_hand)
+
     async def bring_in(self, child: Child) -> None:
         """Give a worker's new life all that it must know. Busy if it fails. In a turn of the caller's."""
         # Ingress last: packets that wait in its sockets need the rules, and the rules their outputs.

@@ -24,7 +24,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from mcrelay.errors import Busy
-from mcrelay.messages import Codec, FrameReader, Malformed, Message, encode
+from mcrelay.frames import FrameReader, Malformed
+from mcrelay.messages import Codec, Message, encode
 
 log = logging.getLogger(__name__)
 

@@ -20,24 +20,16 @@ from typing import Final, Literal
 from mcrelay import process
 from mcrelay.channel import Channel
 from mcrelay.errors import Busy
-from mcrelay.messages import (
-    Acknowledge,
-    ChannelName,
-    Codec,
-    Failed,
-    Malformed,
-    Message,
-    ProcessFacts,
-    Ready,
-    Shutdown,
-    Start,
-)
+from mcrelay.frames import Malformed
+from mcrelay.messages import Acknowledge, ChannelName, Codec, Failed, Message, ProcessFacts, Ready, Shutdown, Start
+from mcrelay.spare import Started, start
 
 log = logging.getLogger(__name__)
 
+DEATHS_FORGIVEN: Final = 5  # after so many, or fewer, the next life begins at once
+FORGIVEN_AFTER_S: Final = 2.0  # of life: one death
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MAX_S: Final = 30.0
-STABLE_S: Final = 10.0  # a life of this length forgives those before it
 EXIT_GRACE_S: Final = 0.5  # for a worker whose channel is closed to be gone
 MALFORMED_MAX: Final = 64  # frames of one life on one channel: a worker that has gone mad is ended
 ACKNOWLEDGE_S: Final = 2.0  # after which a data plane is taken for stuck
@@ -66,6 +58,7 @@ class Child:
         self.pid: int | None = None
         self.engine: str | None = None
         self.restarts = 0
+        self.is_leaving = False  # on request, which is no failure
         self.failure: Failed | None = None
         self._arguments = arguments
         self._on_ready = on_ready
@@ -77,32 +70,30 @@ class Child:
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._last_ticket = 0
         self._started = 0.0
-        self._backoff_s = BACKOFF_FIRST_S
+        self._deaths = 0.0  # that are not forgiven
         self._gone = asyncio.Event()
         self._gone.set()
         self._loop = asyncio.get_running_loop()
 
     # Life.
 
-    def start(self, message: Start, descriptors: Sequence[int]) -> None:
-        """Begin a life. `descriptors` go with Start behind the child's own channels, and are the child's afterwards."""
+    def start(self, message: Start, descriptors: Sequence[int], spare: Started | None = None) -> None:
+        """Begin a life, in the process of a spare if there is one. `descriptors` go with Start behind the child's own
+        channels, and are the child's afterwards."""
         self.state = "starting"
         self.failure = None
+        self.is_leaving = False
         self._started = self._loop.time()
-        own, theirs = socket.socketpair()
         try:
-            self.pid = process.spawn(MODULES[self.role], self._arguments, theirs)
+            started = spare or start(MODULES[self.role], self._arguments)
         except BaseException:
-            own.close()
             for descriptor in descriptors:
                 os.close(descriptor)
             raise
-        finally:
-            theirs.close()
+        self.pid, self._pidfd = started.pid, started.pidfd
         self._gone.clear()
-        self._pidfd = os.pidfd_open(self.pid)
         self._loop.add_reader(self._pidfd, self._exited)
-        self._open_channel("supervisor_sock", own)
+        self._open_channel("supervisor_sock", started.sock)
         passed = []
         channels: tuple[ChannelName, ...] = (
             ("request_sock", "command_sock") if self.role == "data" else ("request_sock",)
@@ -162,11 +153,15 @@ class Child:
         self.pid = None
         self.engine = None
         self.restarts += 1
-        if lived_s >= STABLE_S:
-            self._backoff_s = BACKOFF_FIRST_S
-        delay_s, self._backoff_s = self._backoff_s, min(BACKOFF_MAX_S, self._backoff_s * 2)
         self._gone.set()
-        self._on_exit(self, delay_s)
+        self._on_exit(self, 0.0 if self.is_leaving else self._delay_s(lived_s))
+
+    def _delay_s(self, lived_s: float) -> float:
+        """How long to wait before the next life. Now and then a worker may die; one that keeps dying is not helped by
+        haste."""
+        self._deaths = max(0.0, self._deaths - lived_s / FORGIVEN_AFTER_S) + 1
+        beyond = self._deaths - DEATHS_FORGIVEN
+        return float(min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** (min(beyond, 20) - 1))) if beyond > 0 else 0.0
 
     def kill(self) -> None:
         """End this life now."""
@@ -175,6 +170,7 @@ class Child:
 
     async def shut_down(self, deadline_s: float) -> None:
         """Ask the worker to finish and exit; end it if it does not in time."""
+        self.is_leaving = True
         channel = self._channels.get("command_sock" if self.role == "data" else "supervisor_sock")
         if channel and channel.is_open:
             try:

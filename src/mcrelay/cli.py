@@ -355,6 +355,25 @@ def _process_row(process: ProcessFacts) -> list[str]:
     return [name, *("-" if field is None else str(field) for field in fields), str(process.restarts)]
 
 
+@cli.command("restart-worker")
+@click.argument("index", type=click.IntRange(0), metavar="N")
+@_json_option
+@_socket_option
+def restart_worker(index: int, as_json: bool, path: str) -> None:
+    """Put another process in the place of data plane worker N. Nothing is lost: it finishes what it has in hand, and
+    what comes meanwhile waits for its successor.
+
+    \b
+    Example: mcrelay restart-worker 0
+    """
+    with Client(path) as client:
+        restarted = client.restart_worker(index)
+    if as_json:
+        _print_json(restarted)
+    else:
+        click.echo(f"data/{restarted.index}: replaced, its process is {restarted.pid}")
+
+
 @cli.command()
 @_socket_option
 def ping(path: str) -> None:

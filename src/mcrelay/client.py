@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Final, Self, TypeVar
 
 from mcrelay.errors import Busy, Error, NotPermitted, Unavailable
+from mcrelay.frames import FrameReader, Malformed
 from mcrelay.messages import (
     Add,
     Added,
@@ -26,18 +27,18 @@ from mcrelay.messages import (
     Changed,
     Codec,
     Failure,
-    FrameReader,
     GetStats,
     GetVersion,
     GetWorkers,
     ListRules,
-    Malformed,
     Message,
     Ping,
     Pong,
     ProcessFacts,
     Remove,
     Removed,
+    Restarted,
+    RestartWorker,
     RuleFacts,
     Rules,
     RuleStats,
@@ -162,6 +163,10 @@ class Client:
 
     def workers(self) -> tuple[ProcessFacts, ...]:
         return self._ask(GetWorkers(id=self._next_id()), Workers).processes
+
+    def restart_worker(self, index: int) -> Restarted:
+        """Put another process in a data plane's place; when it returns, that one forwards. Nothing is lost."""
+        return self._ask(RestartWorker(id=self._next_id(), index=index), Restarted)
 
     # The wire.
 

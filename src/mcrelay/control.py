@@ -22,6 +22,7 @@ from typing import Final, TypeVar
 from mcrelay import __version__, counters, worker
 from mcrelay.channel import Channel
 from mcrelay.errors import Busy, Error, RuleError
+from mcrelay.frames import Malformed
 from mcrelay.limits import OUTPUTS_MAX, RULES_MAX
 from mcrelay.messages import (
     PROTOCOL,
@@ -40,7 +41,6 @@ from mcrelay.messages import (
     GetWorkers,
     InterfaceFacts,
     ListRules,
-    Malformed,
     Message,
     OutputStats,
     Ping,
@@ -51,6 +51,10 @@ from mcrelay.messages import (
     Refused,
     Remove,
     Removed,
+    Replaced,
+    ReplaceWorker,
+    Restarted,
+    RestartWorker,
     RuleFacts,
     RuleRecord,
     Rules,
@@ -335,7 +339,7 @@ class ControlPlane:
 
     def _from_requests(self, message: Message, descriptors: list[int]) -> None:
         match message:
-            case Applied() | Refused() | Processes():
+            case Applied() | Refused() | Replaced() | Processes():
                 future = self._asked.pop(message.id, None)
                 if future and not future.done():
                     future.set_result(message)
@@ -392,6 +396,9 @@ class ControlPlane:
             case GetWorkers():
                 processes = await self._ask(lambda i: [GetProcesses(id=i)], Processes)
                 return Workers(id=message.id, processes=processes.processes)
+            case RestartWorker():
+                replaced = await self._ask(lambda i: [ReplaceWorker(id=i, index=message.index)], Replaced)
+                return Restarted(id=message.id, index=message.index, pid=replaced.pid)
             case _:
                 raise Error(f"{type(message).__name__} is not served")
 

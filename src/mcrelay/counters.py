@@ -32,9 +32,11 @@ DROP_REASONS: Final = (
     "egress_refused",
     "egress_error",
     "merged",
+    "interrupted",
 )
 FIRST_EGRESS_REASON: Final = DROP_REASONS.index("egress_full")
 EGRESS_REASONS: Final = DROP_REASONS[FIRST_EGRESS_REASON : FIRST_EGRESS_REASON + 4]
+OUTPUT_REASONS: Final = (*EGRESS_REASONS, "interrupted")
 REASON: Final = {name: number for number, name in enumerate(DROP_REASONS)}
 
 MAGIC: Final = 0x6D6372656C617931
@@ -115,11 +117,11 @@ class Page:
     def output(self, index: int) -> tuple[int, int, dict[str, int]]:
         """(packets, bytes, drops by reason, those that occurred)"""
         at = self._output(index)
-        drops = self._words[at + 2 : at + 2 + len(EGRESS_REASONS)]
+        drops = self._words[at + 2 : at + 2 + len(OUTPUT_REASONS)]
         return (
             self._words[at],
             self._words[at + 1],
-            {name: n for name, n in zip(EGRESS_REASONS, drops, strict=True) if n},
+            {name: n for name, n in zip(OUTPUT_REASONS, drops, strict=True) if n},
         )
 
     def interface(self, slot: int) -> dict[str, int]:
@@ -165,6 +167,21 @@ class Page:
         """Zero the counters of an interface slot that no engine uses (any more)."""
         for word in range(INTERFACE_WORDS):
             self._words[self._interface(slot) + word] = 0
+
+    def settle(self, rules: Iterable[tuple[int, Iterable[int]]]) -> int:
+        """Count what a dead worker had in hand as interrupted, for each rule and its outputs (by index). Returns how
+        many packets that were."""
+        totals = self.totals()
+        in_hand = totals["received"] - totals["forwarded"] - sum(self.dropped().values())
+        self.count_dropped(REASON["interrupted"], in_hand)
+        for rule, outputs in rules:
+            packets, _size, forwarded, dropped = self.rule(rule)
+            self.count_rule(rule, dropped=packets - forwarded - dropped)
+            for output in outputs:
+                copies, _bytes, drops = self.output(output)
+                at = self._output(output) + 2 + len(EGRESS_REASONS)
+                self._words[at] += packets - copies - sum(drops.values())
+        return in_hand
 
     def clear(self, rules: Iterable[int], outputs: Iterable[int]) -> None:
         """Zero the counters of rules and outputs that no engine uses (any more)."""

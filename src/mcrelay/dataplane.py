@@ -24,6 +24,7 @@ from mcrelay import counters, worker
 from mcrelay.channel import Channel
 from mcrelay.engines.base import Engine
 from mcrelay.errors import EXIT_CODES, Busy, Error, SystemRefusal
+from mcrelay.frames import Malformed
 from mcrelay.limits import RingGeometry
 from mcrelay.messages import (
     Acknowledge,
@@ -33,8 +34,8 @@ from mcrelay.messages import (
     DetachInterface,
     Direction,
     Failed,
-    Malformed,
     Message,
+    Probe,
     Ready,
     RemoveRule,
     RuleRecord,
@@ -105,6 +106,8 @@ class DataPlane:
         make: Callable[[Start, memoryview], Engine] = make_engine,
     ) -> None:
         request_fd, command_fd, page_fd = descriptors
+        if start.core is not None:
+            os.sched_setaffinity(0, {start.core})  # inherited by the engine's thread
         self._life = life
         self._map = mmap.mmap(page_fd, counters.PAGE_SIZE)
         os.close(page_fd)
@@ -200,6 +203,8 @@ class DataPlane:
                 self._change(message.ticket, lambda entries: entries.pop(message.rule))
             case SyncRules():
                 self._sync(message)
+            case Probe():
+                self._execute(message.ticket, self._engine.probe, lambda error: None)
             case Shutdown():
                 self._answers[self._engine.stop()] = lambda error: None
 
@@ -301,14 +306,13 @@ def _put(entries: dict[str, Entry], record: RuleRecord, slots: dict[str, int]) -
 
 
 def main() -> None:
-    """python -m mcrelay.dataplane UID GID CORE, with FD 3."""
-    uid, gid, core = (int(argument) for argument in sys.argv[1:])
+    """python -m mcrelay.dataplane UID GID, with FD 3."""
+    uid, gid = (int(argument) for argument in sys.argv[1:])
     # Import both engines while the code can still be read.
     import mcrelay.engines.reference
 
     with contextlib.suppress(ImportError):  # make_engine says so
         import mcrelay.engines.uring  # noqa: F401 - imported for later
-    os.sched_setaffinity(0, {core})
     name_process("mcrelay-data")
     worker.main("data", DataPlane, uid, gid)
 

@@ -17,12 +17,12 @@ and so is a message that its sender may not send on that channel. Descriptors tr
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
+from mcrelay.frames import FRAME_MAX, HEADER, Malformed
 from mcrelay.limits import (
     INTERFACES_MAX,
     LATENCY_BUDGET_US_MAX,
@@ -32,8 +32,6 @@ from mcrelay.limits import (
     WORKERS_MAX,
 )
 
-FRAME_MAX: Final = 1024 * 1024  # bytes of JSON
-HEADER: Final = struct.Struct(">I")
 PIECE_MAX: Final = 768 * 1024  # bytes of rules in one frame of several, with room for what stands around them
 RECORD_BYTES: Final = 256  # of a rule's record without its outputs, at most
 OUTPUT_BYTES: Final = 64  # of an output's text and counter, at most
@@ -79,7 +77,7 @@ class RuleRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ProcessFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the kernel says of one process, and what the supervisor knows of it."""
 
-    role: Literal["supervisor", "control", "data"]
+    role: Literal["supervisor", "control", "data", "spare"]
     index: Positive
     state: Literal["starting", "ready", "waiting"]  # waiting: dead, to be restarted after its back-off
     pid: int | None
@@ -101,6 +99,7 @@ class Start(Message, frozen=True):
     role: Literal["control", "data"]
     index: Positive
     workers: Annotated[int, msgspec.Meta(ge=1, le=WORKERS_MAX)]
+    core: Positive | None  # of a data plane: where it runs
     engine: Literal["auto", "uring", "reference"]
     latency_budget_us: Annotated[int, msgspec.Meta(ge=0, le=LATENCY_BUDGET_US_MAX)]
     busy_poll: bool
@@ -174,6 +173,18 @@ class Applied(Message, frozen=True):
     workers: Positive  # that acknowledged
 
 
+class ReplaceWorker(Message, frozen=True):
+    """Have a data plane finish what is in hand, and another process take its place."""
+
+    id: Id
+    index: Positive
+
+
+class Replaced(Message, frozen=True):
+    id: Id
+    pid: int
+
+
 class Refused(Message, frozen=True):
     id: Id
     code: Text
@@ -234,6 +245,12 @@ class AddRule(Message, frozen=True):
 class RemoveRule(Message, frozen=True):
     ticket: Id
     rule: Text  # id
+
+
+class Probe(Message, frozen=True):
+    """Say that both of your threads work: acknowledged by way of the engine."""
+
+    ticket: Id
 
 
 class SyncRules(Message, frozen=True):
@@ -405,6 +422,19 @@ class Stats(Message, frozen=True):
     frames_malformed: int  # from clients and on the control plane's own channels
 
 
+class RestartWorker(Message, frozen=True):
+    """Replace a data plane's process; nothing is lost."""
+
+    id: Id
+    index: Positive
+
+
+class Restarted(Message, frozen=True):
+    id: Id
+    index: Positive
+    pid: int
+
+
 class GetWorkers(Message, frozen=True):
     id: Id
 
@@ -433,8 +463,16 @@ PROTOCOL: Final = 1
 PERMITTED: Final[dict[tuple[ChannelName, Role, Role], tuple[type[Message], ...]]] = {
     ("supervisor_sock", "supervisor", "control"): (Start, Client, RecordRules, Shutdown),
     ("supervisor_sock", "supervisor", "data"): (Start,),
-    ("request_sock", "control", "supervisor"): (Ready, Failed, ApplyRules, GetProcesses, Rules, Stats),
-    ("request_sock", "supervisor", "control"): (Applied, Refused, Processes, ListRules, GetStats),
+    ("request_sock", "control", "supervisor"): (
+        Ready,
+        Failed,
+        ApplyRules,
+        ReplaceWorker,
+        GetProcesses,
+        Rules,
+        Stats,
+    ),
+    ("request_sock", "supervisor", "control"): (Applied, Refused, Replaced, Processes, ListRules, GetStats),
     ("request_sock", "data", "supervisor"): (Ready, Failed, Acknowledge),
     ("request_sock", "supervisor", "data"): (),
     ("command_sock", "supervisor", "data"): (
@@ -443,21 +481,34 @@ PERMITTED: Final[dict[tuple[ChannelName, Role, Role], tuple[type[Message], ...]]
         AddRule,
         RemoveRule,
         SyncRules,
+        Probe,
         Shutdown,
     ),
-    ("client", "client", "control"): (Ping, GetVersion, Add, Remove, Change, ListRules, GetStats, GetWorkers),
-    ("client", "control", "client"): (Pong, Version, Added, Removed, Changed, Rules, Stats, Workers, Failure),
+    ("client", "client", "control"): (
+        Ping,
+        GetVersion,
+        Add,
+        Remove,
+        Change,
+        ListRules,
+        GetStats,
+        GetWorkers,
+        RestartWorker,
+    ),
+    ("client", "control", "client"): (
+        Pong,
+        Version,
+        Added,
+        Removed,
+        Changed,
+        Rules,
+        Stats,
+        Workers,
+        Restarted,
+        Failure,
+    ),
 }
 # A worker never speaks on supervisor_sock or command_sock; what it sends there is malformed.
-
-
-class Malformed(Exception):
-    """Bytes that are not a permitted message. `stage` says where that showed: frame, decode, descriptors."""
-
-    def __init__(self, stage: str, why: str) -> None:
-        super().__init__(f"{stage}: {why}")
-        self.stage = stage
-        self.why = why
 
 
 class Codec:
@@ -506,50 +557,6 @@ def json_text(document: Any, *, indent: int) -> str:
     """JSON for programs and people to read; indent 0 is one line."""
     encoded = _encoder.encode(document)
     return (msgspec.json.format(encoded, indent=indent) if indent else encoded).decode()
-
-
-class FrameReader:
-    """Bytes of a stream in, frames out. A frame that announces more than FRAME_MAX is reported once and skipped, so
-    that the stream goes on after it."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._skip = 0
-
-    @property
-    def between_frames(self) -> bool:
-        """Nothing of a frame has come yet, as far as is known."""
-        return not self._buffer and not self._skip
-
-    @property
-    def unfinished(self) -> bool:
-        """A part of a frame is there that will be delivered."""
-        return bool(self._buffer)
-
-    @property
-    def skipping(self) -> bool:
-        """Inside a frame that is too long."""
-        return self._skip > 0
-
-    def feed(self, data: bytes) -> Iterator[bytes | Malformed]:
-        if self._skip:
-            skipped = min(self._skip, len(data))
-            self._skip -= skipped
-            data = data[skipped:]
-        self._buffer += data
-        while len(self._buffer) >= HEADER.size:
-            (length,) = HEADER.unpack_from(self._buffer)
-            if length > FRAME_MAX:
-                have = len(self._buffer) - HEADER.size
-                self._skip = max(0, length - have)
-                del self._buffer[: HEADER.size + min(have, length)]
-                yield Malformed("frame", f"{length} bytes announced, at most {FRAME_MAX} are possible")
-                continue
-            if len(self._buffer) < HEADER.size + length:
-                return
-            body = bytes(memoryview(self._buffer)[HEADER.size : HEADER.size + length])
-            del self._buffer[: HEADER.size + length]
-            yield body
 
 
 Listed = TypeVar("Listed", RuleRecord, RuleText)

@@ -9,6 +9,7 @@ Never parses a byte that came from a client or from the network, and never waits
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import functools
 import logging
@@ -21,8 +22,8 @@ from typing import Final, Literal
 
 from mcrelay import __version__, counters, process
 from mcrelay.active import ActiveRules
-from mcrelay.children import Child
-from mcrelay.errors import Busy, Error, SystemRefusal
+from mcrelay.children import MODULES, Child
+from mcrelay.errors import Busy, Error, SystemRefusal, UsageError
 from mcrelay.listener import Listener
 from mcrelay.messages import (
     Applied,
@@ -31,20 +32,26 @@ from mcrelay.messages import (
     GetProcesses,
     GetStats,
     Message,
+    Probe,
     Processes,
     ProcessFacts,
     RecordRules,
     Refused,
+    Replaced,
+    ReplaceWorker,
     RuleRecord,
     Start,
     Stats,
     in_frames,
 )
+from mcrelay.spare import Spare
 
 log = logging.getLogger(__name__)
 
 READY_S: Final = 15.0  # for all workers to start, on a loaded machine
 SHUTDOWN_S: Final = 1.5
+PROBE_S: Final = 1.5  # how often a data plane has to show that it works
+REPLACED_S: Final = 5.0
 START_AGAIN_S: Final = 1.0  # after a worker could not even be started
 
 
@@ -99,7 +106,8 @@ class Supervisor:
             Child, on_ready=self._child_ready, on_message=self._child_message, on_exit=self._child_exited
         )
         self._control = child("control", 0, credentials)
-        self._data = [child("data", i, (*credentials, str(core))) for i, core in enumerate(options.cores)]
+        self._data = [child("data", i, credentials) for i in range(self._workers)]
+        self._spare = Spare(MODULES["data"], credentials)
         self._active = ActiveRules(
             self._data,
             [page.counters for page in self._pages],
@@ -122,6 +130,9 @@ class Supervisor:
             await self._wait_for_all()
             if not self._stopping.is_set():
                 await self._active.replenish()
+                self._spare.prepare()
+                for child in self._data:
+                    self._spawn_task(self._watch(child))
                 engines = sorted({child.engine or "?" for child in self._data})
                 log.info(
                     "ready: %d data plane worker(s) on core(s) %s, engine %s, workers run as %s, socket %s",
@@ -164,6 +175,7 @@ class Supervisor:
             role=child.role,
             index=child.index,
             workers=self._workers,
+            core=self._options.cores[child.index] if child.role == "data" else None,
             engine=self._options.engine,
             latency_budget_us=self._options.latency_budget_us,
             busy_poll=self._options.busy_poll,
@@ -172,10 +184,10 @@ class Supervisor:
         )
         try:
             if child.role == "data":
-                descriptors = [self._pages[child.index].writable()]
+                self._active.settle(child)
+                child.start(start, [self._pages[child.index].writable()], self._spare.take())
             else:
-                descriptors = [page.readable() for page in self._pages]
-            child.start(start, descriptors)
+                child.start(start, [page.readable() for page in self._pages])
         except (SystemRefusal, OSError) as error:
             log.error("%s: %s", child.name, error)
             self._restart_later(child, START_AGAIN_S)
@@ -183,8 +195,12 @@ class Supervisor:
     def _restart_later(self, child: Child, delay_s: float) -> None:
         if self._stopping.is_set():
             return
-        log.info("restarting %s in %.1f s", child.name, delay_s)
-        self._loop.call_later(delay_s, self._restart, child)
+        if delay_s:
+            log.info("restarting %s in %.1f s", child.name, delay_s)
+            self._loop.call_later(delay_s, self._restart, child)
+        else:
+            log.info("restarting %s", child.name)
+            self._restart(child)
 
     def _restart(self, child: Child) -> None:
         if not self._stopping.is_set():
@@ -199,6 +215,7 @@ class Supervisor:
         for end in ends:
             if end is not None:
                 log.error("unexpected: %r", end)
+        self._spare.close()
         self._listener.close()
         await self._active.close()
         log.info("stopped")
@@ -238,6 +255,39 @@ class Supervisor:
         await self._active.announce()
         if child.restarts:
             log.info("%s is back (pid %s)", child.name, child.pid)
+        if child.role == "data" and not self._stopping.is_set() and all(c.state == "ready" for c in self._data):
+            self._spare.prepare()  # not before: it would take time from the newcomer
+
+    async def _watch(self, child: Child) -> None:
+        """End a data plane that hangs: command() does when it does not answer."""
+        while True:
+            await asyncio.sleep(PROBE_S)
+            if child.state == "ready":
+                ticket = child.ticket()
+                with contextlib.suppress(Busy):
+                    await child.command(ticket, (Probe(ticket=ticket), ()))
+
+    async def _replace(self, asker: Child, request: ReplaceWorker) -> None:
+        """Put another process in a data plane's place, which finishes what it has in hand first."""
+        life = asker.restarts
+        reply: Message
+        try:
+            if request.index >= self._workers:
+                raise UsageError(f"there is no worker {request.index}", f"there are 0 to {self._workers - 1}")
+            child = self._data[request.index]
+            async with self._active.changing:
+                child.state = "waiting"  # changes wait for its return from now on
+            await child.shut_down(SHUTDOWN_S)
+            try:
+                async with asyncio.timeout(REPLACED_S):
+                    await self._active.wait_for_workers(lambda: child.state == "ready")
+            except TimeoutError:
+                raise Busy(f"{child.name} does not come back", "the daemon's log says more") from None
+            reply = Replaced(id=request.id, pid=child.pid or 0)
+        except Error as error:
+            reply = Refused(id=request.id, code=error.code, message=error.message, hint=error.hint)
+        if asker.restarts == life:
+            asker.tell("request_sock", reply)
 
     def _child_exited(self, child: Child, delay_s: float) -> None:
         if child.role == "control":
@@ -250,8 +300,11 @@ class Supervisor:
         match message:
             case ApplyRules():
                 self._collect(child, message)
+            case ReplaceWorker():
+                self._spawn_task(self._replace(child, message))
             case GetProcesses():
-                facts = (self._own_facts(), *(c.facts() for c in self._children))
+                spare = self._spare.facts()
+                facts = (self._own_facts(), *(c.facts() for c in self._children), *([spare] if spare else []))
                 child.tell("request_sock", Processes(id=message.id, processes=facts))
             case Stats():
                 log.info(

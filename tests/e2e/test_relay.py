@@ -31,13 +31,14 @@ OUTPUT = "239.2.2.2:6000"
 
 
 def test_from_start_to_traffic_and_back_in_eight_steps(daemon: Daemon, line: RelayLine) -> None:
-    # The supervisor runs, and has spawned a control plane and a data plane for each core.
+    # The supervisor runs, and has spawned a control plane, a data plane for each core, and one in reserve.
     workers = daemon.json("workers")["processes"]
     cores = sorted(os.sched_getaffinity(0))
     assert [(w["role"], w["index"]) for w in workers] == [
         ("supervisor", 0),
         ("control", 0),
         *(("data", i) for i in range(len(cores))),
+        ("spare", 0),
     ]
     assert all(w["state"] == "ready" for w in workers)
     assert [w["cores"] for w in workers if w["role"] == "data"] == [str(core) for core in cores]

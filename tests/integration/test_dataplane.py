@@ -75,6 +75,9 @@ class FakeEngine:
     def set_rules(self, entries: Iterable[Entry]) -> int:
         return self._note("set_rules", sorted(entry.counter for entry in entries))
 
+    def probe(self) -> int:
+        return self._note("probe")
+
     def stop(self) -> int:
         os.eventfd_write(self._stop_fd, 1)
         return self._note("stop")
@@ -128,6 +131,7 @@ class Rig:
             role="data",
             index=0,
             workers=1,
+            core=None,
             engine="auto",
             latency_budget_us=0,
             busy_poll=False,

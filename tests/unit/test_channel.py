@@ -30,14 +30,12 @@ from hypothesis import strategies as st
 
 from mcrelay.channel import QUEUE_MAX, SCM_MAX_FD, Channel
 from mcrelay.errors import Busy
+from mcrelay.frames import FRAME_MAX, HEADER, Malformed
 from mcrelay.messages import (
-    FRAME_MAX,
-    HEADER,
     Client,
     Codec,
     Failure,
     GetVersion,
-    Malformed,
     Message,
     Ping,
     RecordRules,
@@ -51,7 +49,15 @@ DEADLINE_S = 10.0
 CLIENT = Client(pid=1, uid=2, gid=3)
 RECORD = RecordRules(generation=1, added=(), removed=(), complete=True, slots={})
 START = Start(
-    role="control", index=0, workers=2, engine="auto", latency_budget_us=0, busy_poll=False, version="1", debug=False
+    role="control",
+    index=0,
+    workers=2,
+    core=None,
+    engine="auto",
+    latency_budget_us=0,
+    busy_poll=False,
+    version="1",
+    debug=False,
 )
 GARBAGE = HEADER.pack(7) + b"garbage"
 

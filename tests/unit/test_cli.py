@@ -27,25 +27,24 @@ from mcrelay import __version__, service
 from mcrelay.cli import cli
 from mcrelay.client import DEFAULT_SOCKET, Client
 from mcrelay.errors import EXIT_CODES, Busy, Error, NotPermitted, Unavailable, UsageError
+from mcrelay.frames import FRAME_MAX, HEADER, FrameReader, Malformed
 from mcrelay.messages import (
-    FRAME_MAX,
-    HEADER,
     PROTOCOL,
     Add,
     Added,
     Codec,
     Failure,
-    FrameReader,
     GetStats,
     GetVersion,
     GetWorkers,
     ListRules,
-    Malformed,
     Message,
     Ping,
     Pong,
     Remove,
     Removed,
+    Restarted,
+    RestartWorker,
     RuleFacts,
     Rules,
     RuleStats,
@@ -81,6 +80,7 @@ CLIENT_COMMANDS = {
     "list": ["list"],
     "stats": ["stats"],
     "workers": ["workers"],
+    "restart-worker": ["restart-worker", "0"],
     "ping": ["ping"],
     "version": ["version"],
 }
@@ -234,6 +234,7 @@ HELP = {
     "list": "mcrelay list [OPTIONS]",
     "stats": "mcrelay stats [OPTIONS]",
     "workers": "mcrelay workers [OPTIONS]",
+    "restart-worker": "Example: mcrelay restart-worker 0",
     "ping": "mcrelay ping [OPTIONS]",
     "version": "mcrelay version [OPTIONS]",
     "send": "Example: mcrelay send 239.1.1.1:5000%eth0",
@@ -628,6 +629,8 @@ def playing(request: Message) -> list[Message]:
                 RuleStats(r.id, r.name, r.input, packets=1, bytes=2, forwarded=1, dropped=0, outputs=()) for r in page
             )
             return [Stats(id=request.id, generation=7, workers=(), rules=stats, more=more, frames_malformed=3)]
+        case RestartWorker():
+            return [Restarted(id=request.id, index=request.index, pid=77)]
         case GetWorkers():
             return [Workers(id=request.id, processes=())]
     raise AssertionError(request)
@@ -654,6 +657,7 @@ JSON = {
     "list": {"rules", "interfaces"},
     "stats": {"generation", "workers", "rules", "frames_malformed"},
     "workers": {"processes"},
+    "restart-worker": {"index", "pid"},
     "version": {"client", "daemon", "protocol"},
 }
 

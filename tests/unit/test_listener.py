@@ -20,8 +20,9 @@ import pytest
 
 from mcrelay import listener as listener_module
 from mcrelay.errors import Error, UsageError
+from mcrelay.frames import HEADER
 from mcrelay.listener import ACCEPTS_PER_TURN, PATH_MAX, Listener
-from mcrelay.messages import HEADER, Codec, Failure
+from mcrelay.messages import Codec, Failure
 
 DEADLINE_S = 10.0
 NOBODY = 65534

@@ -21,18 +21,15 @@ from msgspec import inspect
 from mcrelay import messages
 from mcrelay.channel import QUEUE_MAX
 from mcrelay.errors import RuleError
+from mcrelay.frames import FRAME_MAX, HEADER, FrameReader, Malformed
 from mcrelay.limits import INTERFACES_MAX, OUTPUTS_MAX, RULE_OUTPUTS_MAX, RULES_MAX, WORKERS_MAX
 from mcrelay.messages import (
-    FRAME_MAX,
-    HEADER,
     PERMITTED,
     Add,
     ChannelName,
     Codec,
     Failure,
-    FrameReader,
     GetVersion,
-    Malformed,
     Message,
     Ping,
     ProcessFacts,
@@ -184,9 +181,12 @@ def test_every_message_is_somebodys() -> None:
 @pytest.mark.parametrize(
     ("row", "names"),
     [
-        (("request_sock", "control", "supervisor"), "Ready Failed ApplyRules GetProcesses Rules Stats"),
+        (("request_sock", "control", "supervisor"), "Ready Failed ApplyRules ReplaceWorker GetProcesses Rules Stats"),
         (("request_sock", "data", "supervisor"), "Ready Failed Acknowledge"),
-        (("client", "client", "control"), "Ping GetVersion Add Remove Change ListRules GetStats GetWorkers"),
+        (
+            ("client", "client", "control"),
+            "Ping GetVersion Add Remove Change ListRules GetStats GetWorkers RestartWorker",
+        ),
     ],
 )
 def test_the_privileged_and_the_exposed_side_take_no_more_than_this(row: Row, names: str) -> None:

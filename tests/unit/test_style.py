@@ -79,7 +79,7 @@ def reached(name: str) -> set[str]:
 PURE = sorted(
     name
     for name in MODULES
-    if name.removeprefix("mcrelay.") in ("rules", "messages", "counters", "limits", "steering")
+    if name.removeprefix("mcrelay.") in ("rules", "messages", "frames", "counters", "limits", "steering")
     or name.startswith("mcrelay.protocols")
 )
 
@@ -115,7 +115,7 @@ PRIVILEGED = re.compile(
 MAY = {
     "mcrelay.net.sockets": re.compile(
         r"AF_PACKET|SOCK_RAW|PACKET_FANOUT\w*|PACKET_RX_RING|PACKET_IGNORE_OUTGOING|SO_\w+FORCE|SO_ATTACH_\w+|SO_BINDTODEVICE"
-        r"|IP_ADD_\w*MEMBERSHIP"
+        r"|IP_ADD_\w*MEMBERSHIP|_libc|CDLL"
     ),
     "mcrelay.net.admission": re.compile(r"SO_ATTACH_BPF|_libc|CDLL"),
     # Of whoever types `mcrelay receive` or `send`, where they have it: a large receive buffer, a unicast socket on one

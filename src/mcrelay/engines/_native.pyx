@@ -45,6 +45,7 @@ cdef extern from "engine.h":
     int64_t engine_attach_egress(engine *engine, unsigned interface, int fd, uint32_t mtu)
     int64_t engine_detach_egress(engine *engine, unsigned interface)
     int64_t engine_set_rules(engine *engine, const uint8_t *records, size_t length)
+    int64_t engine_probe(engine *engine)
     int64_t engine_stop(engine *engine)
     int engine_answer_take "engine_answer"(engine *engine, engine_answer *answer)
 
@@ -130,6 +131,9 @@ cdef class Engine:
     def set_rules(self, const uint8_t[::1] records not None):
         cdef const uint8_t *first = &records[0] if records.shape[0] else NULL
         return check(engine_set_rules(self._open(), first, <size_t>records.shape[0]))
+
+    def probe(self):
+        return check(engine_probe(self._open()))
 
     def stop(self):
         return check(engine_stop(self._open()))

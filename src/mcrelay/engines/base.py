@@ -56,6 +56,10 @@ class Engine(Protocol):
         """Forward by these and no others."""
         ...
 
+    def probe(self) -> int:
+        """Do nothing; the answer shows that the engine's thread works."""
+        ...
+
     def stop(self) -> int: ...
 
     def answers(self) -> list[tuple[int, int]]:

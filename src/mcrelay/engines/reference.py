@@ -205,6 +205,9 @@ class ReferenceEngine:
         rules = {(entry.group, entry.port, entry.ingress): entry for entry in entries}
         return self._submit(lambda: self._do_set_rules(rules))
 
+    def probe(self) -> int:
+        return self._submit(lambda: 0)
+
     def stop(self) -> int:
         return self._submit(self._do_stop)
 

@@ -58,6 +58,9 @@ class UringEngine:
     def set_rules(self, entries: Iterable[Entry]) -> int:
         return self._native.set_rules(b"".join(entry.packed for entry in entries))
 
+    def probe(self) -> int:
+        return self._native.probe()
+
     def stop(self) -> int:
         return self._native.stop()
 

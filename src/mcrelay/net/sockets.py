@@ -62,6 +62,9 @@ RECEIVE_BUFFER: Final = 16 * 1024 * 1024
 SEND_BUFFER: Final = 4 * 1024 * 1024
 
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
 class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))  # struct sock_fprog
 
@@ -151,9 +154,11 @@ def _set_up_ring(sock: socket.socket, ring: RingGeometry) -> None:
     sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V2)
     sock.setsockopt(SOL_PACKET, PACKET_RESERVE, RING_RESERVE)
     sock.setsockopt(SOL_PACKET, PACKET_COPY_THRESH, 1)
-    sock.setsockopt(
-        SOL_PACKET, PACKET_RX_RING, struct.pack("=IIII", ring.block_size, ring.blocks, ring.frame_size, frames)
-    )
+    geometry = struct.pack("=IIII", ring.block_size, ring.blocks, ring.frame_size, frames)
+    # Not by the socket's method, which would keep all other threads waiting for as long as the kernel takes.
+    if _libc.setsockopt(sock.fileno(), SOL_PACKET, PACKET_RX_RING, geometry, len(geometry)) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
 
 
 def _join_fanout(sock: socket.socket, group: int | None) -> int:
