@@ -2,6 +2,7 @@
 #
 #   make demo       build, and relay real traffic between networks that it makes for the purpose
 #   make test       build, and run all tests
+#   make bench      build, and measure beside other relays (MODE=full: longer; ARGUMENTS='--only latency')
 #   make setup      install what is needed, build into .venv
 #   make lint       only the style and type checks
 #   make fuzz       build the fuzz targets and run them, for SECONDS=600 in all
@@ -20,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 SOURCES := $(shell find src native -type f \( -name '*.py' -o -name '*.pyx' -o -name '*.pyi' -o -name '*.[ch]' \)) \
     meson.build meson_options.txt pyproject.toml README.md LICENSE
 
-.PHONY: demo test setup lint fuzz clean
+.PHONY: demo test bench setup lint fuzz clean
 
 demo: $(VENV)/.installed
 	@packaging/install-requirements test
@@ -29,6 +30,14 @@ demo: $(VENV)/.installed
 test: $(VENV)/.develop $(VENV)/.installed
 	@packaging/install-requirements test
 	$(SUDO) $(BIN)/python -m pytest
+
+MODE := quick
+ARGUMENTS := --json build/bench.json --markdown build/bench.md --chart build/bench.svg
+
+bench: $(VENV)/.bench $(VENV)/.installed
+	@packaging/install-requirements bench
+	@mkdir -p build
+	$(SUDO) $(BIN)/python -m bench --mode $(MODE) $(ARGUMENTS)
 
 lint: $(VENV)/.develop $(VENV)/.installed
 	$(BIN)/python -m pytest tests/unit/test_style.py
@@ -55,6 +64,10 @@ $(VENV)/.tools: pyproject.toml packaging/install-requirements packaging/dependen
 
 $(VENV)/.develop: $(VENV)/.tools
 	$(BIN)/pip install -q $$($(BIN)/python packaging/dependencies develop)
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.tools
+	$(BIN)/pip install -q $$($(BIN)/python packaging/dependencies bench)
 	@touch $@
 
 clean:

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from bench.measurements.control import memory_kib
+from bench.trials import processor_s
 from lab.daemon import PROGRAM, Daemon
 from lab.namespaces import Lab, Namespace, unsupported
 from lab.plan import SendPlan
@@ -72,8 +74,8 @@ def measure(line: RelayLine, samples: dict[str, list[float]], *, idle: bool) -> 
         )
         note("'mcrelay add' started to first datagram out, ms", (arrived_at - sent_at) * 1000)
         sender.stop()
-        pids = daemon.pids()
-        total, rings = (sum(kib) for kib in zip(*map(memory_kib, pids.values()), strict=True))
+        pids = list(daemon.pids().values())
+        _, total, rings = (sum(kib) for kib in zip(*map(memory_kib, pids), strict=True))
         note("proportional set size of all processes without rings, MB", (total - rings) / 1000)
         note("packet rings, MB", rings / 1000)
         if idle:
@@ -112,30 +114,6 @@ while True:
         print(time.monotonic(), flush=True)
         break
 """
-
-
-def memory_kib(pid: int) -> tuple[int, int]:
-    """Proportional set size, and how much of it is rings mapped from packet sockets."""
-    total = rings = 0
-    in_ring = False
-    with open(f"/proc/{pid}/smaps") as file:
-        for line in file:
-            if line.startswith("Pss:"):
-                size = int(line.split()[1])
-                total += size
-                rings += size if in_ring else 0
-            elif "-" in line.split(" ", 1)[0]:
-                in_ring = "socket:[" in line
-    return total, rings
-
-
-def processor_s(pids: dict[str, int]) -> float:
-    ticks = 0
-    for pid in pids.values():
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":
