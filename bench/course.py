@@ -46,6 +46,7 @@ class Setting:
     flows: int = 1
     relays: tuple[str, ...] = ()  # empty: all
     steering: str | None = None  # if another than the one that was asked for
+    runs: bool = True  # the generator may send several datagrams of a flow in one call
 
     def takes(self, relay: type[Relay]) -> bool:
         return not self.relays or relay.name in self.relays
@@ -57,7 +58,9 @@ def settings(profile: Profile) -> list[Setting]:
     several = ("mcrelay", "kernel", "mcr")
     many = several if profile.comparing else ("mcrelay",)
     course += [Setting("outputs", ("throughput",), outputs=n, relays=several) for n in profile.outputs if n > 1]
-    course += [Setting("rules", ("throughput",), rules=n, flows=n, relays=many) for n in profile.rules if n > 1]
+    course += [
+        Setting("rules", ("throughput",), rules=n, flows=n, relays=many, runs=False) for n in {1, *profile.rules}
+    ]
     course += [
         Setting("idle-rules", ("throughput", "memory"), rules=n, relays=many) for n in profile.idle_rules if n > 1
     ]
@@ -137,6 +140,7 @@ def _one(
             repetition=repetition,
             flows=setting.flows,
             rules=setting.rules,
+            runs=setting.runs,
             known=known.setdefault(relay.name, {}),
             progress=progress,
         )

@@ -14,10 +14,10 @@ Owns the topology, its offloads and device counters. Knows no relay.
 
 Kernel facts relied on:
 
-- A veth hands a frame to the other end's backlog on the core that sends it, so that without further measures the
-  sender's core would do the relay's receiving, and all of what a relay in the kernel does. Receive packet steering
-  (rps_cpus) on in0 moves that to the relay's core: everything that the relay causes is done by one core, as it is
-  for a machine whose network card interrupts that core.
+- A veth hands a frame to the other end's backlog on the core that sends it. So the sender's core does the relay's
+  receiving below its socket, as a core does that a network card interrupts, and all of what a relay in the kernel does.
+- Receive packet steering (rps_cpus) on in0 moves that to the relay's core: everything that the relay causes is done by
+  one core then, as it is for a machine whose network card interrupts the core of its relay.
 - A UDP_SEGMENT run passes a veth in one piece unless the device is told that it cannot (tx-udp-segmentation off): then
   the sender's kernel cuts it apart, and single frames arrive, as from a wire.
 - The backlog of a core is one queue for all devices (net.core.netdev_max_backlog frames). The receiving devices are
@@ -44,7 +44,7 @@ SENDER_CORE: Final = 0
 RELAY_CORE: Final = 1
 TTL: Final = 8
 HEADERS_SIZE: Final = 42  # Ethernet, IPv4 and UDP
-STEERINGS: Final = ("relay", "sender")
+STEERINGS: Final = ("sender", "relay")
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ class Network:
         return Counters(packets, size, dropped)
 
 
-def build(lab: Lab, *, outputs: int = 1, steering: str = "relay") -> Network:
-    """`steering`: whose core does the relay's ingress work below its socket, the "relay"'s own or the "sender"'s: then
-    nothing is steered, and each veth's other end is the business of whoever sends."""
+def build(lab: Lab, *, outputs: int = 1, steering: str = "sender") -> Network:
+    """`steering`: whose core does the relay's ingress work below its socket. The "sender"'s: nothing is steered, and
+    each veth's other end is the business of whoever sends; or the "relay"'s own."""
     sender, relay, receiver = (lab.namespace(label) for label in ("sender", "relay", "receiver"))
     lab.veth(sender, "eth0", relay, INGRESS, address_a=f"{SOURCE}/24", address_b=f"{INGRESS_ADDRESS}/24")
     sender.ethtool("-K", "eth0", "tx-udp-segmentation", "off")

@@ -139,6 +139,7 @@ def _throughputs(results: Results) -> list[Table]:
                 )
             )
         flows = f"{p['flows']} flows" if p["flows"] != 1 else "1 flow"
+        flows += "" if p["sent"] == "runs" else " sent one by one"
         installed = f"{p['rules']:,} rules" if p["rules"] != 1 else "1 rule"
         title = f"Throughput 1 to {p['outputs']}: {p['size']} bytes, {flows}, {installed}"
         title += ", segments cut in software" if p["segmentation"] == "software" else ", segments left to the device"

@@ -96,7 +96,7 @@ QUICK: Final = Profile(
     noise_s=0.8,
     segmentations=("software",),
     relays=("mcrelay", "mcrelay-busy-poll", "kernel", "socat"),
-    steerings=(),
+    steerings=("relay",),
     comparing=False,
 )
 FULL: Final = Profile(
@@ -126,7 +126,7 @@ FULL: Final = Profile(
         "mcr",
         "udp-broadcast-relay",
     ),
-    steerings=("sender",),
+    steerings=("relay",),
     comparing=True,
 )
 PROFILES: Final = {profile.name: profile for profile in (QUICK, FULL)}

@@ -23,6 +23,7 @@ class Station:
     repetition: int
     flows: int = 1  # of the generator, one group each
     rules: int = 1  # of the relay
+    runs: bool = True  # the generator may send several datagrams of a flow in one call
     known: dict[str, float] = field(default_factory=dict)  # what an earlier repetition found, to begin a search with
     progress: Callable[[str], None] = lambda _text: None
 

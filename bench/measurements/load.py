@@ -26,7 +26,7 @@ def throughput(station: Station) -> Iterator[Sample]:
     Offered by the generator's report; emitted by the counters of the receiving devices.
     """
     # What the device would spare, and other sizes, are shown of one rule and one output.
-    several = station.outputs * station.rules * station.flows > 1
+    several = station.outputs * station.rules * station.flows > 1 or not station.runs
     for segmentation in ("software",) if several else station.profile.segmentations:
         if segmentation == "device" and not station.relay.runs:
             continue
@@ -48,8 +48,12 @@ def _throughput(station: Station, segmentation: str, size: int) -> Iterator[Samp
         "outputs": outputs,
         "rules": station.rules,
         "flows": station.flows,
+        "sent": "runs" if station.runs else "one by one",
     }
-    overload = offer(station.network, 0, profile.trial_s * OVERLOAD_S, size=size, flows=station.flows)
+    segments = None if station.runs else 1
+    overload = offer(
+        station.network, 0, profile.trial_s * OVERLOAD_S, size=size, flows=station.flows, segments=segments
+    )
     slow = station.relay.slow or station.relay.name == "socat"
     recovered = offer(station.network, RECOVERY_SLOW_RATE if slow else RECOVERY_RATE, 0.3, size=size)
     yield station.sample(
@@ -68,11 +72,11 @@ def _throughput(station: Station, segmentation: str, size: int) -> Iterator[Samp
 
     def trial(rate: float) -> Attempt:
         nonlocal dropped
-        done = offer(station.network, rate, profile.trial_s, size=size, flows=station.flows)
+        done = offer(station.network, rate, profile.trial_s, size=size, flows=station.flows, segments=segments)
         dropped += done.receiver_dropped
         return Attempt(rate, done.offered, done.lost(outputs))
 
-    place = f"{station.network.steering}-{segmentation}-{size}-{outputs}-{station.rules}-{station.flows}"
+    place = "-".join(map(str, parameters.values()))
     found = zero_loss_rate(
         trial,
         start=station.known.get(place) or _between(overload, outputs),

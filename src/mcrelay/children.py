@@ -47,6 +47,7 @@ class Child:
         index: int,
         arguments: Sequence[str],
         *,
+        prefer: bool = False,
         on_ready: Callable[[Child], None],
         on_message: Callable[[Child, Message], None],
         on_exit: Callable[[Child, float], None],
@@ -61,6 +62,7 @@ class Child:
         self.is_leaving = False  # on request, which is no failure
         self.failure: Failed | None = None
         self._arguments = arguments
+        self._prefer = prefer
         self._on_ready = on_ready
         self._on_message = on_message
         self._on_exit = on_exit
@@ -85,7 +87,7 @@ class Child:
         self.is_leaving = False
         self._started = self._loop.time()
         try:
-            started = spare or start(MODULES[self.role], self._arguments)
+            started = spare or start(MODULES[self.role], self._arguments, prefer=self._prefer)
         except BaseException:
             for descriptor in descriptors:
                 os.close(descriptor)

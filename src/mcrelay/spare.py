@@ -33,8 +33,8 @@ class Started:
     sock: socket.socket  # our end of its FD 3
 
 
-def start(module: str, arguments: Sequence[str]) -> Started:
-    """Start a worker's process. SystemRefusal or OSError if that cannot be."""
+def start(module: str, arguments: Sequence[str], *, prefer: bool) -> Started:
+    """Start a worker's process, preferred to others on its core or not. SystemRefusal or OSError if that cannot be."""
     own, theirs = socket.socketpair()
     try:
         pid = process.spawn(module, arguments, theirs)
@@ -43,14 +43,17 @@ def start(module: str, arguments: Sequence[str]) -> Started:
         raise
     finally:
         theirs.close()
+    if prefer:
+        process.prioritise(pid)
     return Started(pid, os.pidfd_open(pid), own)
 
 
 class Spare:
     """At most one process, of this module with these arguments."""
 
-    def __init__(self, module: str, arguments: Sequence[str]) -> None:
+    def __init__(self, module: str, arguments: Sequence[str], *, prefer: bool) -> None:
         self._module = module
+        self._prefer = prefer
         self._arguments = arguments
         self._waiting: Started | None = None
         self._closed = False
@@ -61,7 +64,7 @@ class Spare:
         if self._waiting or self._closed:
             return
         try:
-            self._waiting = start(self._module, self._arguments)
+            self._waiting = start(self._module, self._arguments, prefer=self._prefer)
         except (SystemRefusal, OSError) as error:
             log.warning("no spare worker: %s", error)
             self._loop.call_later(AGAIN_S, self.prepare)

@@ -106,8 +106,10 @@ class Supervisor:
             Child, on_ready=self._child_ready, on_message=self._child_message, on_exit=self._child_exited
         )
         self._control = child("control", 0, credentials)
-        self._data = [child("data", i, credentials) for i in range(self._workers)]
-        self._spare = Spare(MODULES["data"], credentials)
+        # A worker that never sleeps takes its core anyway: preferred, it would leave nothing to anybody else there.
+        prefer = not options.busy_poll
+        self._data = [child("data", i, credentials, prefer=prefer) for i in range(self._workers)]
+        self._spare = Spare(MODULES["data"], credentials, prefer=prefer)
         self._active = ActiveRules(
             self._data,
             [page.counters for page in self._pages],

@@ -120,10 +120,11 @@ def results(*samples: Sample) -> Results:
     return Results(facts, list(samples), ["mcr: mcrd not installed"])
 
 
-def throughput(relay: str, repetition: int, rate: float, *notes: str, **different: int) -> Sample:
-    parameters: Parameters = {"steering": "relay", "size": 1000, "outputs": 1, "rules": 1, "flows": 1, **different}
+def throughput(relay: str, repetition: int, rate: float, *notes: str, **different: int | str) -> Sample:
+    plain: Parameters = {"steering": "sender", "size": 1000, "outputs": 1, "rules": 1, "flows": 1, "sent": "runs"}
+    parameters: Parameters = {**plain, **different}
     parameters["segmentation"] = "software"
-    figures = {"datagrams_per_s": rate, "copies_per_s": rate * different.get("outputs", 1)}
+    figures = {"datagrams_per_s": rate, "copies_per_s": rate * int(different.get("outputs", 1))}
     return Sample("throughput", relay, repetition, parameters, figures, notes)
 
 
@@ -189,7 +190,12 @@ def test_targets_are_reached_missed_or_not_measured() -> None:
     assert found["join delay, p50"].word == "not measured"
     slow = verdicts(results(throughput("mcrelay", 1, 100_000), throughput("socat", 1, 60_000)))
     assert slow[0].word == "NOT REACHED"
-    flows = verdicts(results(*SOME, throughput("mcrelay", 1, 120_000, "generator-bound", rules=50, flows=50)))
+    one_by_one = (
+        throughput("mcrelay", 1, 120_000, "generator-bound", rules=50, flows=50, sent="one by one"),
+        throughput("mcrelay", 1, 160_000, sent="one by one"),
+    )
+    flows = verdicts(results(*SOME, *one_by_one))
+    assert flows[2].value == 75  # of one flow that is sent like them
     assert "the generator's limit" in flows[2].figures
 
 
