@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 ETHERNET_MTU: Final = 1500
 TURN_S: Final = 3.0  # how long a change waits for those before it; well below the control plane's SUPERVISOR_S
+LINGER_S: Final = 5.0  # how long an interface that no rule uses any more is kept
 OWNER_READY_S: Final = 2.0  # how long a change waits for a worker that is being restarted
 
 
@@ -80,6 +81,8 @@ class ActiveRules:
         self._rule_counters: set[int] = set()  # that active rules use
         self._output_counters: set[int] = set()
         self._of_worker: list[dict[str, Active]] = [{} for _ in range(self._workers)]
+        self._lingering: dict[Need, asyncio.TimerHandle] = {}  # attached, and needed by no rule
+        self._expiring: set[asyncio.Task[None]] = set()
         self._became_ready = asyncio.Condition()
         self.generation = 0
         self.changing = asyncio.Lock()  # held by whoever changes them, or needs them not to change
@@ -92,6 +95,8 @@ class ActiveRules:
 
     async def close(self) -> None:
         """No worker may be left."""
+        for timer in self._lingering.values():
+            timer.cancel()
         await self._attachments.close_all()
         await self._interfaces.close()
 
@@ -209,6 +214,7 @@ class ActiveRules:
             return
         present = await self._find_interfaces(rules)
         for name, direction in sorted(wanted):
+            await self._take_up(name, direction, present[name], undo)
             self._attachments.check_unchanged(present[name])
             if self._attachments.has((name, direction)):
                 continue
@@ -272,6 +278,34 @@ class ActiveRules:
             ring=Ring(ring.block_size, ring.blocks, ring.frame_size) if ring else None,
         )
         await child.command(ticket, (message, [attachment.sockets[direction][child.index].fileno()]))
+
+    def _linger(self, need: Need) -> None:
+        """Nobody needs it any more, but may soon: keep it for a while, since to open it again takes some milliseconds.
+        No packet comes in by it meanwhile, since none is admitted."""
+        if need not in self._lingering:
+            self._lingering[need] = asyncio.get_running_loop().call_later(LINGER_S, self._expire, need)
+
+    def _expire(self, need: Need) -> None:
+        task = asyncio.get_running_loop().create_task(self._detach_unused(need))
+        self._expiring.add(task)
+        task.add_done_callback(self._expiring.discard)
+
+    async def _detach_unused(self, need: Need) -> None:
+        async with self.changing:
+            if self._lingering.pop(need, None):
+                await self._detach(need)
+
+    async def _take_up(self, name: str, direction: Direction, interface: Interface, undo: AsyncExitStack) -> None:
+        """If it lingers, it does so no more: it is needed again, or its interface is another one by now."""
+        timer = self._lingering.pop((name, direction), None)
+        if timer is None:
+            return
+        timer.cancel()
+        opened_on = self._attachments[name].interface
+        if (opened_on.index, opened_on.mtu) == (interface.index, interface.mtu):
+            undo.callback(self._linger, (name, direction))
+        else:
+            await self._detach((name, direction))
 
     async def _detach(self, need: Need) -> None:
         """Take an interface's direction out of use everywhere, then close it."""
@@ -363,7 +397,7 @@ class ActiveRules:
         await self._attachments.leave(group(rule) for rule in rules)
         async for rule in in_turns(rules):
             for need in self._attachments.unused(rule):
-                await self._detach(need)
+                self._linger(need)
 
     async def replenish(self) -> None:
         """Sockets for the next interface, most of which have this MTU."""

@@ -16,9 +16,9 @@ from ipaddress import IPv4Address
 import pytest
 
 from lab.daemon import PROGRAM, Daemon, answers, settled
-from lab.namespaces import wait_until
+from lab.namespaces import Lab, unsupported, wait_until
 from lab.plan import ReceivePlan, SendPlan
-from lab.topology import RelayLine
+from lab.topology import RelayLine, relay_line
 from lab.traffic import run_sender, start_receiver, start_sender
 from mcrelay.errors import Error
 from mcrelay.steering import steer
@@ -82,6 +82,51 @@ def test_workers_do_not_outlive_a_killed_supervisor(start: StartDaemon, line: Re
     wait_until(lambda: not any(alive(pid) for pid in pids.values()), 2, "workers live on")
     wait_until(lambda: (memberships(line), packet_sockets(line)) == before, 2, "sockets are left")
     os.unlink(daemon.socket)  # what a killed process cannot do itself
+
+
+def test_what_no_rule_uses_is_kept_for_a_while_and_goes(daemon: Daemon, line: RelayLine) -> None:
+    """A rule that comes back soon finds its sockets; the group is left at once."""
+    wait_until(lambda: packet_sockets(line) == len(os.sched_getaffinity(0)), 5, "no stock")
+    before = memberships(line), packet_sockets(line)
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
+    wait_until(lambda: packet_sockets(line) == 2 * before[1], 5, "the stock is not replenished")
+    for _ in range(2):
+        daemon.run("remove", "feed")
+        assert memberships(line) == before[0]
+        assert packet_sockets(line) == 2 * before[1]
+        daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
+        receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", count=100, expect=100))
+        run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=1000, count=100))
+        assert receiver.result().lost == 0
+    daemon.run("remove", "feed")
+    wait_until(lambda: packet_sockets(line) == before[1], 15, "sockets are kept for ever")
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", count=100, expect=100))
+    run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=1000, count=100))
+    assert receiver.result().lost == 0
+
+
+def test_an_interface_that_is_made_anew_while_no_rule_uses_it() -> None:
+    """The sockets that were kept are those of the former one."""
+    if reason := unsupported():
+        pytest.skip(reason)
+    with Lab() as lab:
+        line = relay_line(lab)
+        with Daemon(line.relay) as daemon:
+            for life in range(2):
+                daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
+                receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", count=100, expect=100))
+                run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=1000, count=100))
+                assert receiver.result().lost == 0
+                daemon.run("remove", "feed")
+                if life == 0:
+                    line.relay.ip("link", "del", "in0")
+                    lab.veth(
+                        *(line.sender, "eth0", line.relay, "in0"),
+                        address_a="203.0.113.10/24",
+                        address_b="192.0.2.1/24",
+                    )
+                    line.sender.ip("route", "add", "224.0.0.0/4", "dev", "eth0")
 
 
 def test_a_successor_takes_the_socket_of_a_killed_daemon(start: StartDaemon, line: RelayLine) -> None:
