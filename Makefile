@@ -32,12 +32,13 @@ test: $(VENV)/.develop $(VENV)/.installed
 	$(SUDO) $(BIN)/python -m pytest
 
 MODE := quick
-ARGUMENTS := --json build/bench.json --markdown build/bench.md --chart build/bench.svg
+ARGUMENTS :=
 
 bench: $(VENV)/.bench $(VENV)/.installed
 	@packaging/install-requirements bench
 	@mkdir -p build
-	$(SUDO) $(BIN)/python -m bench --mode $(MODE) $(ARGUMENTS)
+	$(SUDO) $(BIN)/python -m bench --mode $(MODE) --json build/bench.json --markdown build/bench.md \
+	    --chart build/bench.svg $(ARGUMENTS)
 
 lint: $(VENV)/.develop $(VENV)/.installed
 	$(BIN)/python -m pytest tests/unit/test_style.py

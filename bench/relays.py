@@ -154,6 +154,16 @@ class McrelayNoBudget(Mcrelay):
     options = ("--latency-budget-us", "0")
 
 
+class McrelayBudget20(Mcrelay):
+    name = "mcrelay-budget-20"
+    options = ("--latency-budget-us", "20")
+
+
+class McrelayBudget200(Mcrelay):
+    name = "mcrelay-budget-200"
+    options = ("--latency-budget-us", "200")
+
+
 class McrelayBusyPoll(Mcrelay):
     name = "mcrelay-busy-poll"
     options = ("--busy-poll",)
@@ -280,6 +290,8 @@ RELAYS: Final[dict[str, type[Relay]]] = {
     for relay in (
         Mcrelay,
         McrelayNoBudget,
+        McrelayBudget20,
+        McrelayBudget200,
         McrelayBusyPoll,
         McrelayRecv,
         McrelayReference,
