@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 READY_S: Final = 15.0  # for all workers to start, on a loaded machine
 SHUTDOWN_S: Final = 1.5
-PROBE_S: Final = 1.5  # how often a data plane has to show that it works
+PROBE_S: Final = 2.0  # how often a data plane has to show that it works
 REPLACED_S: Final = 5.0
 START_AGAIN_S: Final = 1.0  # after a worker could not even be started
 
