@@ -146,7 +146,7 @@ static void send_merged(struct runs *runs, struct run *run, const struct packet 
     add(run, packet->payload, packet->payload_length, slot);
     run->datagrams = packet_datagrams(packet);
     run->segment = packet->segment;
-    if (run->egress->segmentation && fits_mtu(run->egress, run->segment))
+    if (run->egress->segmentation && run->datagrams <= SEGMENTS_MAX && fits_mtu(run->egress, run->segment))
         submit_run(runs, run, submit, context);
     else
         refuse(runs, run);

@@ -13,7 +13,7 @@
  * send completes while it is submitted, so datagrams of one flow leave in the order in which they came.
  *
  * A device or a path that refuses segments is known by the error of a run of several; that run, and all later ones of
- * the interface, leave as plain sends. A packet that holds several datagrams already, because a device merged them, is a
+ * the interface, leave as plain sends. A single datagram of the same batch may have left before that first run. A packet that holds several datagrams already, because a device merged them, is a
  * run of its own.
  */
 #ifndef MCRELAY_EGRESS_H

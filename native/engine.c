@@ -306,7 +306,10 @@ static bool forward(struct engine *engine)
     }
     runs_flush(&engine->runs, submit_run, engine);
     engine->taken += taken;
-    return taken == PACKETS_PER_BATCH || engine->runs.refused_count;
+    /* Where only completions are missing, nobody has to wait for company. */
+    for (unsigned i = 0; i < engine->attached_count; i++)
+        blocked |= engine->attached[i]->needs_room;
+    return taken == PACKETS_PER_BATCH || blocked;
 }
 
 /* --- upkeep ------------------------------------------------------------------------------------------------------- */

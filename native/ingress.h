@@ -57,6 +57,7 @@ struct ingress {
     bool detaching;
     bool failed;     /* waiting ended with an error: armed again by the timer, not at once */
     bool statistics; /* the socket can tell how many packets the kernel dropped */
+    bool needs_room; /* the next frame waits for sends to complete */
     bool virtio;     /* before the link-layer header stands a struct virtio_net_hdr (PACKET_VNET_HDR) */
     uint64_t detach_ticket;
     struct pool pool;

@@ -24,6 +24,7 @@ struct ring {
     size_t size;
     bool mapped; /* by us */
     bool found;  /* position is where the oldest frame is or will be */
+    bool holes;  /* behind it, frames follow that lie behind one that was given back */
     struct ring_geometry geometry;
     uint32_t frames_per_block;
     uint32_t position; /* the next frame to read */
@@ -76,12 +77,13 @@ static bool is_older(const struct tpacket2_hdr *a, const struct tpacket2_hdr *b)
  * unread, at the one with the oldest time stamp. Without any there is nothing to tell where the kernel will go on. */
 static bool find_oldest(struct ring *ring)
 {
-    uint32_t size = ring->base.pool.size, oldest = size;
+    uint32_t size = ring->base.pool.size, oldest = size, beginnings = 0;
     bool before_unread = is_unread(ring, size - 1), oldest_begins = false;
 
     for (uint32_t i = 0; i < size; i++) {
         bool unread = is_unread(ring, i), begins = unread && !before_unread;
 
+        beginnings += begins;
         if (unread && begins >= oldest_begins &&
             (oldest == size || begins > oldest_begins || is_older(frame_at(ring, i), frame_at(ring, oldest)))) {
             oldest = i;
@@ -89,6 +91,7 @@ static bool find_oldest(struct ring *ring)
         }
         before_unread = unread;
     }
+    ring->holes = beginnings > 1;
     if (oldest == size)
         return false;
     /* The kernel may have filled the one before while we looked. */
@@ -181,8 +184,8 @@ static bool ring_wants_arming(const struct ingress *ingress, bool looked_at)
     const struct ring *ring = (const struct ring *)ingress;
 
     /* With frames in flight poll(2) would report those; their completions wake us in any case. A frame that came since
-     * we last looked is reported at once. While we do not know where the next one will be, poll(2) says when to search. */
-    return (!looked_at || !ring->found) && ring->base.pool.free == ring->base.pool.size;
+     * we last looked is reported at once. While we do not know where the next one is, or may be, poll(2) has us search. */
+    return (!looked_at || !ring->found || ring->holes) && ring->base.pool.free == ring->base.pool.size;
 }
 
 static void ring_arm(struct ingress *ingress, struct io_uring_sqe *sqe)
@@ -248,10 +251,12 @@ static bool ring_next(struct ingress *ingress, uint32_t *slot, struct frame *fra
     bool whole;
 
     /* What is not read when the ingress goes is the successor's. */
+    ingress->needs_room = false;
     if (ingress->detaching || !ring->found || !is_unread(ring, index))
         return false;
     header = frame_at(ring, index);
-    if (header->tp_status & TP_STATUS_COPY && !wholes_has_room(&ring->wholes))
+    ingress->needs_room = header->tp_status & TP_STATUS_COPY && !wholes_has_room(&ring->wholes);
+    if (ingress->needs_room)
         return false;
     pool_take(&ingress->pool, index);
     ring->position = after(ring, index);

@@ -7,8 +7,10 @@
  * (PACKET_COPY_THRESH of packet(7); the slot's status has TP_STATUS_COPY). Slots and copies come in the same order, so
  * the next copy belongs to the next such slot.
  *
- * They part ways where a worker took a copy and died before it gave the slot back. So a copy is compared with what its
- * slot has; one that is not the slot's is kept for the one whose it is, and the slot's own is lost.
+ * They part ways where a worker took a copy and died before it gave the slot back, and where a copy could not be read
+ * when its slot's turn came (an interface that went down leaves an error on the socket). So a copy is compared with what
+ * its slot has. One that is not the slot's is kept for a later slot, and the one behind it is looked at as well: if that
+ * is the slot's, the first has no slot any more. The copy of a slot that neither belongs to is lost.
  */
 #ifndef MCRELAY_WHOLE_H
 #define MCRELAY_WHOLE_H
@@ -25,8 +27,12 @@ enum {
 struct wholes {
     uint8_t *memory;            /* WHOLES_MAX buffers, backed by pages as they are used */
     uint32_t holder[WHOLES_MAX]; /* slot + 1; 0: free */
-    uint32_t waiting;           /* buffer + 1 of a copy whose slot has not come yet; 0: none */
-    size_t waiting_length;
+    struct {
+        uint32_t buffer;
+        size_t length;
+    } waiting[2]; /* copies that were read, oldest first, and whose slot has not come yet */
+    uint32_t waiting_count;
+    uint32_t misses; /* slots in a row that none of those belongs to */
 };
 
 /* 0 or -ENOMEM. */

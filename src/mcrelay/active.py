@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 ETHERNET_MTU: Final = 1500
 TURN_S: Final = 3.0  # how long a change waits for those before it; well below the control plane's SUPERVISOR_S
+RECORD_S: Final = 0.001  # that a worker may take longer for each rule of a whole set
 LINGER_S: Final = 5.0  # how long an interface that no rule uses any more is kept
 OWNER_READY_S: Final = 2.0  # how long a change waits for a worker that is being restarted
 
@@ -97,6 +98,9 @@ class ActiveRules:
         """No worker may be left."""
         for timer in self._lingering.values():
             timer.cancel()
+        self._lingering.clear()
+        if self._expiring:
+            await asyncio.wait(self._expiring)
         await self._attachments.close_all()
         await self._interfaces.close()
 
@@ -143,17 +147,19 @@ class ActiveRules:
             removed = [self._find_active(rule_id) for rule_id in remove]
             await self._check(added, removed)
             async with AsyncExitStack() as undo:
+                undo.callback(self._clear_counters, added)  # of workers that had it for a moment; last of all
                 await self._provide([active.rule for active in added], undo)
                 workers = await self._distribute(added, removed, undo)
                 self._admit([active.rule for active in added], undo)
                 undo.pop_all()
-            staying = {active.rule.id for active in added}
-            self._attachments.refuse(active.rule for active in removed if active.rule.id not in staying)
             await self._commit(added, removed)
+            try:
+                self._attachments.refuse(active.rule for active in removed if active.rule.id not in self._active)
+            except OSError as error:  # packets that nobody wants reach the workers, which is all
+                log.warning("cannot filter out what went: %s", error.strerror)
             await self._retire([active.rule for active in removed])
             async for active in in_turns(removed):
-                for page in self._pages:
-                    page.clear([active.record.counter], active.record.output_counters)
+                self._clear_counters([active])
             self._on_change([active.record for active in added], remove)
         return workers
 
@@ -175,12 +181,19 @@ class ActiveRules:
             raise RuleError(f"no active rule has the id {rule_id}", "'mcrelay list' shows the rules")
         return active
 
+    def _clear_counters(self, unused: Iterable[Active]) -> None:
+        for active in unused:
+            rules = {active.record.counter} - self._rule_counters
+            outputs = set(active.record.output_counters) - self._output_counters
+            for page in self._pages:
+                page.clear(rules, outputs)
+
     async def _check(self, added: list[Active], removed: list[Active]) -> None:
         """RuleError if the change cannot follow what is active now."""
-        after = RuleSet()
-        going = {active.rule.id for active in removed}
+        after, going = RuleSet(), RuleSet()
+        for active in removed:
+            going.add(active.rule)
         freed = {a.record.counter for a in removed}
-        names_freed = {active.rule.name for active in removed}
         freed_by_outputs = {counter for a in removed for counter in a.record.output_counters}
         async for active in in_turns(added):
             record = active.record
@@ -191,10 +204,7 @@ class ActiveRules:
                 record.counter in self._rule_counters and record.counter not in freed
             ) or used_by_outputs - freed_by_outputs:
                 raise RuleError(f"rule {active.rule.label} would be counted with another")
-            if active.rule.id in going or active.rule.name in names_freed:
-                after.check_addable(active.rule)
-            else:
-                self._rules.check_addable(active.rule)
+            self._rules.check_addable(active.rule, unless=going)
             after.add(active.rule)
 
     async def _wait_for_owners(self, rules: Iterable[Rule]) -> None:
@@ -297,15 +307,21 @@ class ActiveRules:
 
     async def _take_up(self, name: str, direction: Direction, interface: Interface, undo: AsyncExitStack) -> None:
         """If it lingers, it does so no more: it is needed again, or its interface is another one by now."""
-        timer = self._lingering.pop((name, direction), None)
-        if timer is None:
+        if name not in self._attachments:
+            if self._attachments.is_full:  # what lingers must not be in somebody's way
+                await self._detach_lingering(list(self._lingering))
             return
-        timer.cancel()
         opened_on = self._attachments[name].interface
-        if (opened_on.index, opened_on.mtu) == (interface.index, interface.mtu):
+        if (opened_on.index, opened_on.mtu) != (interface.index, interface.mtu):
+            await self._detach_lingering([need for need in self._lingering if need[0] == name])
+        elif timer := self._lingering.pop((name, direction), None):
+            timer.cancel()
             undo.callback(self._linger, (name, direction))
-        else:
-            await self._detach((name, direction))
+
+    async def _detach_lingering(self, needs: list[Need]) -> None:
+        for need in needs:
+            self._lingering.pop(need).cancel()
+            await self._detach(need)
 
     async def _detach(self, need: Need) -> None:
         """Take an interface's direction out of use everywhere, then close it."""
@@ -363,6 +379,7 @@ class ActiveRules:
                 (SyncRules(ticket=ticket, rules=piece, slots=self._attachments.slots(), complete=last), ())
                 for piece, last in in_frames(records)
             ),
+            patience_s=len(records) * RECORD_S,
         )
 
     async def _take_back(self, child: Child) -> None:
@@ -396,8 +413,11 @@ class ActiveRules:
         """Leave and close what only these rules needed."""
         await self._attachments.leave(group(rule) for rule in rules)
         async for rule in in_turns(rules):
-            for need in self._attachments.unused(rule):
-                self._linger(need)
+            for name, direction in self._attachments.unused(rule):
+                if direction == "egress" or self._attachments.filters(name):
+                    self._linger((name, direction))
+                else:  # all that arrives there would go on to the workers
+                    await self._detach((name, direction))
 
     async def replenish(self) -> None:
         """Sockets for the next interface, most of which have this MTU."""

@@ -30,6 +30,7 @@ DEATHS_FORGIVEN: Final = 5  # after so many, or fewer, the next life begins at o
 FORGIVEN_AFTER_S: Final = 2.0  # of life: one death
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MAX_S: Final = 30.0
+START_S: Final = 15.0  # until a life says that it is ready, on a loaded machine
 EXIT_GRACE_S: Final = 0.5  # for a worker whose channel is closed to be gone
 MALFORMED_MAX: Final = 64  # frames of one life on one channel: a worker that has gone mad is ended
 ACKNOWLEDGE_S: Final = 2.0  # after which a data plane is taken for stuck
@@ -86,24 +87,29 @@ class Child:
         self.failure = None
         self.is_leaving = False
         self._started = self._loop.time()
+        names: tuple[ChannelName, ...] = ("request_sock", "command_sock") if self.role == "data" else ("request_sock",)
+        pairs: list[tuple[socket.socket, socket.socket]] = []
         try:
+            pairs.extend(socket.socketpair() for _ in names)
             started = spare or start(MODULES[self.role], self._arguments, prefer=self._prefer)
         except BaseException:
             for descriptor in descriptors:
                 os.close(descriptor)
+            for one, other in pairs:
+                one.close()
+                other.close()
+            if spare:
+                spare.end()
             raise
         self.pid, self._pidfd = started.pid, started.pidfd
         self._gone.clear()
         self._loop.add_reader(self._pidfd, self._exited)
         self._open_channel("supervisor_sock", started.sock)
         passed = []
-        channels: tuple[ChannelName, ...] = (
-            ("request_sock", "command_sock") if self.role == "data" else ("request_sock",)
-        )
-        for name in channels:
-            own, theirs = socket.socketpair()
+        for name, (own, theirs) in zip(names, pairs, strict=True):
             self._open_channel(name, own)
             passed.append(theirs.detach())
+        self._loop.call_later(START_S, self._kill_if_starting, self.restarts)
         self._channels["supervisor_sock"].send(message, [*passed, *descriptors], give=True)
 
     def _open_channel(self, name: ChannelName, sock: socket.socket) -> None:
@@ -120,6 +126,11 @@ class Child:
         # A worker that lost a channel cannot be steered any more. Mostly it is exiting, which is why: let it.
         self._loop.call_later(EXIT_GRACE_S, self._kill_life, self.restarts)
 
+    def _kill_if_starting(self, life: int) -> None:
+        if life == self.restarts and self.state == "starting":
+            log.error("%s did not start within %.0f s: restarting it", self.name, START_S)
+            self.kill()
+
     def _kill_life(self, life: int) -> None:
         if life == self.restarts:
             self.kill()
@@ -131,7 +142,7 @@ class Child:
             self.kill()
 
     def _exited(self) -> None:
-        info = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        info = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
         if info is None:
             return
         self._loop.remove_reader(self._pidfd)
@@ -229,7 +240,7 @@ class Child:
         self._last_ticket += 1
         return self._last_ticket
 
-    async def command(self, ticket: int, *parts: tuple[Message, Sequence[int]]) -> None:
+    async def command(self, ticket: int, *parts: tuple[Message, Sequence[int]], patience_s: float = 0.0) -> None:
         """Send a command, which may take several messages, and wait until the data plane acknowledges its ticket. Busy
         if it refuses or dies; a data plane that does not answer in time is ended, and its next life starts right."""
         channel = self._channels.get("command_sock")
@@ -240,9 +251,9 @@ class Child:
         try:
             for message, descriptors in parts:
                 channel.send(message, descriptors)
-            await asyncio.wait_for(future, ACKNOWLEDGE_S)
+            await asyncio.wait_for(future, ACKNOWLEDGE_S + patience_s)
         except TimeoutError:
-            log.error("%s did not answer within %s s: restarting it", self.name, ACKNOWLEDGE_S)
+            log.error("%s did not answer within %.1f s: restarting it", self.name, ACKNOWLEDGE_S + patience_s)
             self.kill()
             raise Busy(f"{self.name} does not answer", "it is being restarted; try again") from None
         except ConnectionError:

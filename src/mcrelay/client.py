@@ -52,6 +52,7 @@ from mcrelay.messages import (
 
 DEFAULT_SOCKET: Final = "/run/mcrelay/control.sock"
 TIMEOUT_S: Final = 15.0
+NAMES_PER_FRAME: Final = 8000  # of 64 characters
 READ_SIZE: Final = 64 * 1024
 
 Reply = TypeVar("Reply", bound=Message)
@@ -120,9 +121,10 @@ class Client:
         request_id = self._next_id()
         texts = [RuleText(input=input, outputs=tuple(outputs), name=name) for input, outputs, name in add]
         pieces = [
-            Change(id=request_id, add=piece, remove=tuple(remove) if last else (), complete=last)
-            for piece, last in in_frames(texts)
+            Change(id=request_id, add=(), remove=tuple(remove[at : at + NAMES_PER_FRAME]), complete=False)
+            for at in range(0, len(remove), NAMES_PER_FRAME)
         ]
+        pieces += [Change(id=request_id, add=piece, remove=(), complete=last) for piece, last in in_frames(texts)]
         return self._ask(pieces, Changed)
 
     def listing(self) -> Rules:

@@ -78,6 +78,8 @@ log = logging.getLogger(__name__)
 CLIENTS_MAX: Final = 256
 REQUESTS_MAX: Final = 32  # of one client, under way at once
 MALFORMED_MAX: Final = 16  # of one client, before it is sent away
+CHANGE_MAX: Final = 8 * 1024 * 1024  # bytes of one change, all its pieces together: 60,000 outputs
+TEXT_OVERHEAD: Final = 64  # bytes of memory of a text besides its characters
 SUPERVISOR_S: Final = 10.0  # for the answer to one request
 OUTPUTS_PER_REPLY: Final = 1500  # of rules listed, so that a reply fits a frame (about 300 bytes each)
 
@@ -173,6 +175,8 @@ class Connection:
         self._requests = 0
         self._incoming: tuple[list[RuleText], list[str]] = [], []  # of an unfinished Change
         self._incoming_id: int | None = None
+        self._incoming_size = 0  # bytes
+        self._refused: set[int] = set()  # changes whose last piece has not come
         self.channel = Channel(
             f"client {peer.pid} of user {peer.uid}",
             sock,
@@ -200,6 +204,10 @@ class Connection:
 
     def _malformed(self, error: Malformed) -> None:
         self._control.frames_malformed += 1
+        if self._incoming_id is not None:
+            # It may have been a piece of that: what is left is not what was meant.
+            self._refused.add(self._incoming_id)
+            self._forget_incoming()
         hint = f"a request is one of: {', '.join(_tags())}; see docs/protocol.md"
         self.reply(Failure(id=None, code="protocol", message=f"malformed request: {error.why}"[:4096], hint=hint))
         if self.channel.malformed >= MALFORMED_MAX:
@@ -207,33 +215,51 @@ class Connection:
             self.close()
 
     def _received(self, message: Message, descriptors: list[int]) -> None:
+        if isinstance(message, Change) and not self._collect(message):
+            return
         if self._requests >= REQUESTS_MAX:
             self.reply(_failure(message, Busy(f"{REQUESTS_MAX} requests are under way", "wait for their answers")))
-            return
-        if not isinstance(message, Change):
-            self._start(message, self._control.serve(message))
-        elif self._collect(message):
+        elif isinstance(message, Change):
             self._start(message, self._control.change(message.id, *self._incoming))
-            self._incoming, self._incoming_id = ([], []), None
+        else:
+            self._start(message, self._control.serve(message))
+        if isinstance(message, Change):
+            self._forget_incoming()
+
+    def _forget_incoming(self) -> None:
+        self._incoming, self._incoming_id, self._incoming_size = ([], []), None, 0
 
     def _collect(self, piece: Change) -> bool:
-        """Put a piece of a change to those before it; whether it is complete. One change of a client at a time."""
-        if self._incoming_id != piece.id:
-            if self._incoming_id is not None:
-                busy = Busy(
-                    f"change {self._incoming_id} is not complete", "finish it first, or open another connection"
-                )
-                self.reply(_failure(piece, busy))
-                return False
-            self._incoming_id = piece.id
+        """Put a piece of a change to those before it; whether it is complete. One change of a client at a time. Of one
+        that is refused, the pieces that still come are not the beginning of another."""
+        if piece.id in self._refused:
+            if piece.complete:
+                self._refused.discard(piece.id)
+            return False
+        if self._incoming_id not in (None, piece.id):
+            hint = "finish it first, or open another connection"
+            self._refuse(piece, Busy(f"change {self._incoming_id} is not complete", hint))
+            return False
+        self._incoming_id = piece.id
+        self._incoming_size += _size(piece)
         add, remove = self._incoming
-        if len(add) + len(piece.add) > RULES_MAX or len(remove) + len(piece.remove) > RULES_MAX:
-            self.reply(_failure(piece, RuleError("the change is too long", f"at most {RULES_MAX} rules are possible")))
-            self._incoming, self._incoming_id = ([], []), None
+        too_many = max(len(add) + len(piece.add), len(remove) + len(piece.remove)) > RULES_MAX
+        if too_many or self._incoming_size > CHANGE_MAX:
+            self._forget_incoming()
+            limits = f"at most {RULES_MAX} rules of {CHANGE_MAX // 2**20} MiB are possible"
+            self._refuse(piece, RuleError("the change is too long", limits))
             return False
         add.extend(piece.add)
         remove.extend(piece.remove)
         return piece.complete
+
+    def _refuse(self, piece: Change, error: Error) -> None:
+        self.reply(_failure(piece, error))
+        if not piece.complete:
+            self._refused.add(piece.id)
+        if len(self._refused) > REQUESTS_MAX:
+            log.warning("%s has begun %d changes that were refused: closed", self.channel.name, len(self._refused))
+            self.close()
 
     def _start(self, message: Message, work: Coroutine[None, None, Message]) -> None:
         self._requests += 1
@@ -249,6 +275,12 @@ class Connection:
             self.reply(_failure(message, Error("an error inside the daemon", "its log says more")))
         finally:
             self._requests -= 1
+
+
+def _size(piece: Change) -> int:
+    texts = (len(text.input) + sum(map(len, text.outputs)) + len(text.name or "") for text in piece.add)
+    count = sum(2 + len(text.outputs) for text in piece.add) + len(piece.remove)
+    return sum(texts) + sum(map(len, piece.remove)) + count * TEXT_OVERHEAD
 
 
 def _tags() -> list[str]:
@@ -444,7 +476,7 @@ class ControlPlane:
             applied = await self._ask(pieces, Applied)
         except Unanswered:
             raise  # the counters may come into use yet, so they stay taken
-        except Error:
+        except (Error, ValueError, ConnectionError):
             for record in records:
                 self._table.free(record)
             raise

@@ -172,15 +172,16 @@ class Page:
         """Count what a dead worker had in hand as interrupted, for each rule and its outputs (by index). Returns how
         many packets that were."""
         totals = self.totals()
-        in_hand = totals["received"] - totals["forwarded"] - sum(self.dropped().values())
+        # Not below 0, whatever a worker wrote that went mad.
+        in_hand = max(0, totals["received"] - totals["forwarded"] - sum(self.dropped().values()))
         self.count_dropped(REASON["interrupted"], in_hand)
         for rule, outputs in rules:
             packets, _size, forwarded, dropped = self.rule(rule)
-            self.count_rule(rule, dropped=packets - forwarded - dropped)
+            self.count_rule(rule, dropped=max(0, packets - forwarded - dropped))
             for output in outputs:
                 copies, _bytes, drops = self.output(output)
                 at = self._output(output) + 2 + len(EGRESS_REASONS)
-                self._words[at] += packets - copies - sum(drops.values())
+                self._words[at] += max(0, packets - copies - sum(drops.values()))
         return in_hand
 
     def clear(self, rules: Iterable[int], outputs: Iterable[int]) -> None:

@@ -32,6 +32,13 @@ class Started:
     pidfd: int
     sock: socket.socket  # our end of its FD 3
 
+    def end(self) -> None:
+        """End it, and close what is here of it."""
+        signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+        os.close(self.pidfd)
+        self.sock.close()
+
 
 def start(module: str, arguments: Sequence[str], *, prefer: bool) -> Started:
     """Start a worker's process, preferred to others on its core or not. SystemRefusal or OSError if that cannot be."""
@@ -45,7 +52,13 @@ def start(module: str, arguments: Sequence[str], *, prefer: bool) -> Started:
         theirs.close()
     if prefer:
         process.prioritise(pid)
-    return Started(pid, os.pidfd_open(pid), own)
+    try:
+        return Started(pid, os.pidfd_open(pid), own)
+    except BaseException:
+        own.close()
+        os.kill(pid, signal.SIGKILL)  # ours, and not reaped: nobody else can have this pid
+        os.waitpid(pid, 0)
+        raise
 
 
 class Spare:
@@ -101,10 +114,7 @@ class Spare:
         self._closed = True
         taken = self.take()
         if taken:
-            signal.pidfd_send_signal(taken.pidfd, signal.SIGKILL)
-            os.waitid(os.P_PIDFD, taken.pidfd, os.WEXITED)
-            os.close(taken.pidfd)
-            taken.sock.close()
+            taken.end()
 
     def facts(self) -> ProcessFacts | None:
         if self._waiting is None:

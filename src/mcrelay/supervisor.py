@@ -24,6 +24,7 @@ from mcrelay import __version__, counters, process
 from mcrelay.active import ActiveRules
 from mcrelay.children import MODULES, Child
 from mcrelay.errors import Busy, Error, SystemRefusal, UsageError
+from mcrelay.limits import RULES_MAX
 from mcrelay.listener import Listener
 from mcrelay.messages import (
     Applied,
@@ -342,6 +343,10 @@ class Supervisor:
         key = child.restarts, piece.id
         if self._incoming_key != key:
             self._incoming_key, self._incoming = key, ([], [])
+        if max(len(self._incoming[0]) + len(piece.add), len(self._incoming[1]) + len(piece.remove)) > RULES_MAX:
+            log.error("%s asks for more rules at once than there can be: restarting it", child.name)
+            child.kill()
+            return
         self._incoming[0].extend(piece.add)
         self._incoming[1].extend(piece.remove)
         if piece.complete:

@@ -111,7 +111,7 @@ def test_pieces_of_a_change_belong_together(daemon: Daemon) -> None:
             return json.loads(sock.recv(length, socket.MSG_WAITALL))
 
         say(1, False, 1, 2)
-        say(2, True, 3)
+        say(2, False, 3)
         refused = hear()
         assert (refused["type"], refused["id"], refused["code"]) == ("failure", 2, "busy")
         assert daemon.json("list")["rules"] == []
@@ -119,6 +119,22 @@ def test_pieces_of_a_change_belong_together(daemon: Daemon) -> None:
         say(1, True, 5)
         changed = hear()
         assert (changed["type"], changed["id"], changed["added"]) == ("changed", 1, 4)
+        say(2, True, 3)  # the rest of what was refused
+        # One that grows without end is refused before it is complete, and what follows is another.
+        long = json.dumps(
+            {"type": "change", "id": 9, "add": [], "remove": ["x" * 1000] * 1000, "complete": False}
+        ).encode()
+        for _ in range(9):
+            sock.sendall(struct.pack(">I", len(long)) + long)
+        refused = hear()
+        assert (refused["type"], refused["id"], refused["code"]) == ("failure", 9, "bad_rule")
+        assert "too long" in refused["message"]
+        say(9, False, 7)  # the rest of it changes nothing
+        say(9, True, 8)
+        say(11, False, 7)
+        sock.sendall(struct.pack(">I", 4) + b"nope")  # which may have been a piece of it
+        assert hear()["id"] is None
+        say(11, True, 8)
         say(3, True, 6, remove=("rule-1", "rule-1", "rule-2"))
         assert hear()["removed"] == 2
     assert [r["name"] for r in daemon.json("list")["rules"]] == ["rule-4", "rule-5", "rule-6"]

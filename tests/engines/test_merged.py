@@ -98,7 +98,9 @@ def test_a_merged_frame_within_the_mtu_comes_out_as_its_datagrams(merging: Bench
     close(first, second, sender)
 
 
-@pytest.mark.parametrize(("size", "segment"), [(44 * 1472, 1472), (60_000, 1000), (64 * 900 - 1, 900)])
+@pytest.mark.parametrize(
+    ("size", "segment"), [(44 * 1472, 1472), (60_000, 1000), (64 * 900 - 1, 900), (100 * 500, 500)]
+)
 def test_a_merged_frame_beyond_the_mtu_comes_out_as_its_datagrams_or_is_counted(
     merging: Bench, size: int, segment: int
 ) -> None:

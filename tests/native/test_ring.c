@@ -470,17 +470,23 @@ static void test_unsound_link(void)
 /* The kernel's part for a frame that is longer than its slot: LONG bytes all in all, of which the slot has what fits. */
 enum { LONG = 3000, FITS = FRAME_SIZE - MAC };
 
-static void fill_long(uint32_t slot, int queue, uint8_t number, uint8_t kind, uint16_t segment, uint32_t more_status)
+static void send_copy(int queue, uint8_t number)
 {
-    struct tpacket2_hdr *header = prepare_linked(slot, kind, segment);
     uint8_t copy[VIRTIO_HEADER + LONG];
 
     memset(copy, number, sizeof(copy));
+    CHECK_EQUAL(send(queue, copy, sizeof(copy), 0), (ssize_t)sizeof(copy));
+}
+
+static void fill_long(uint32_t slot, int queue, uint8_t number, uint8_t kind, uint16_t segment, uint32_t more_status)
+{
+    struct tpacket2_hdr *header = prepare_linked(slot, kind, segment);
+
     header->tp_len = LONG;
     header->tp_snaplen = FITS;
     memset((uint8_t *)header + MAC, number, FITS);
     if (queue >= 0)
-        CHECK_EQUAL(send(queue, copy, sizeof(copy), 0), (ssize_t)sizeof(copy));
+        send_copy(queue, number);
     set_status(slot, TP_STATUS_USER | more_status);
 }
 
@@ -501,6 +507,8 @@ static void expect_long(uint32_t slot, uint8_t number, enum drop_reason reason)
 
 static void test_whole(void)
 {
+    struct frame frame;
+    uint32_t slot;
     int queue[2];
 
     check_case("frames longer than their slots");
@@ -533,11 +541,39 @@ static void test_whole(void)
     for (uint32_t slot = 4; slot < 8; slot++)
         give_back(slot);
 
-    check_case("no copy is there");
-    fill_long(8, -1, 5, VIRTIO_NET_HDR_GSO_NONE, 0, TP_STATUS_COPY);
+    check_case("a copy whose slot went without it");
+    send_copy(queue[1], 77);
+    fill_long(8, queue[1], 5, VIRTIO_NET_HDR_GSO_NONE, 0, TP_STATUS_COPY);
+    fill_long(0, queue[1], 6, VIRTIO_NET_HDR_GSO_NONE, 0, TP_STATUS_COPY);
     complete(POLLIN);
-    expect_long(8, 5, DROP_OVERSIZE);
+    expect_long(8, 5, DROP_NONE);
+    expect_long(0, 6, DROP_NONE);
     give_back(8);
+    give_back(0);
+
+    check_case("copies that belong to no slot");
+    for (uint8_t stale = 100; stale < 103; stale++)
+        send_copy(queue[1], stale);
+    for (uint32_t i = 1; i <= WHOLES_MAX + 2; i++) {
+        fill_long(i % FRAMES, i == 1 ? queue[1] : -1, 9, VIRTIO_NET_HDR_GSO_NONE, 0, TP_STATUS_COPY);
+        complete(POLLIN);
+        CHECK(ingress->kind->next(ingress, &slot, &frame));
+        give_back(i % FRAMES);
+    }
+    fill_long((WHOLES_MAX + 3) % FRAMES, queue[1], 10, VIRTIO_NET_HDR_GSO_NONE, 0, TP_STATUS_COPY);
+    complete(POLLIN);
+    expect_long((WHOLES_MAX + 3) % FRAMES, 10, DROP_NONE); /* in the end all is as it was */
+    give_back((WHOLES_MAX + 3) % FRAMES);
+    close_ring();
+    open_ring();
+    ingress->virtio = true;
+    ingress->fd = queue[0];
+
+    check_case("no copy is there");
+    fill_long(0, -1, 5, VIRTIO_NET_HDR_GSO_NONE, 0, TP_STATUS_COPY);
+    complete(POLLIN);
+    expect_long(0, 5, DROP_OVERSIZE);
+    give_back(0);
     close_ring();
     close(queue[0]);
     close(queue[1]);
@@ -586,6 +622,30 @@ static void test_whole_full(void)
     free(memory);
     memory = outer;
     close(queue[0]);
+}
+
+/* A predecessor died and had given back one between others: the frames behind the hole have to be searched for, also by an
+ * engine that looks by itself. */
+static void test_holes(void)
+{
+    check_case("a hole between unread frames");
+    open_memory();
+    fill(2, 0);
+    fill(3, 1);
+    fill(5, 2);
+    open_ingress();
+    CHECK(ingress->kind->wants_arming(ingress, true));
+    expect(2, 0);
+    expect(3, 1);
+    expect_none();
+    give_back(2);
+    give_back(3);
+    CHECK(ingress->kind->wants_arming(ingress, true));
+    complete(POLLIN);
+    expect(5, 2);
+    give_back(5);
+    CHECK(!ingress->kind->wants_arming(ingress, true));
+    close_ring();
 }
 
 static void refuse(const char *name, unsigned interface, uint32_t block_size, uint32_t blocks, uint32_t frame_size)
@@ -641,6 +701,7 @@ int main(void)
     test_unsound_link();
     test_whole();
     test_whole_full();
+    test_holes();
     test_detaching();
     test_waiting();
     test_geometry();

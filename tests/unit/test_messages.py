@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import inspect
 
-from mcrelay import messages
+from mcrelay import frames, messages
 from mcrelay.channel import QUEUE_MAX
 from mcrelay.errors import RuleError
 from mcrelay.frames import FRAME_MAX, HEADER, FrameReader, Malformed
@@ -423,7 +423,7 @@ SMALL_FRAME_MAX = 32  # instead of FRAME_MAX, so that oversized frames are quick
 def test_an_oversized_frame_is_reported_once_and_the_stream_goes_on(bodies: list[bytes], cuts: list[int]) -> None:
     reader = FrameReader()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(messages, "FRAME_MAX", SMALL_FRAME_MAX)
+        patch.setattr(frames, "FRAME_MAX", SMALL_FRAME_MAX)
         got = fed(reader, b"".join(map(framed, bodies)), cuts)
     assert len(got) == len(bodies)
     for frame, body in zip(got, bodies, strict=True):

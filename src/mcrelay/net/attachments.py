@@ -74,6 +74,15 @@ class Attachments:
     def __getitem__(self, name: str) -> Attachment:
         return self._by_name[name]
 
+    @property
+    def is_full(self) -> bool:
+        """No other interface can be used."""
+        return len(self._by_name) == INTERFACES_MAX
+
+    def filters(self, name: str) -> bool:
+        """The kernel drops what no rule wants of what arrives on this interface."""
+        return self._by_name[name].admission is not None
+
     def slots(self) -> dict[str, int]:
         """The slot of each interface in use, by name."""
         return {attachment.interface.name: attachment.slot for attachment in self}
@@ -213,6 +222,7 @@ class Attachments:
         for attachment in self:
             if attachment.admission:
                 attachment.admission.close()
+                attachment.admission = None
         stock = self._stock[1] if self._stock else []
         open_sockets = [sock for a in self for opened in a.sockets.values() for sock in opened]
         await asyncio.to_thread(_close_all, stock + open_sockets)

@@ -101,7 +101,9 @@ class Interfaces:
                             self._notified(message)
             except OSError as error:  # ENOBUFS: more came than the socket holds
                 log.warning("lost notifications about interfaces (%s): asking anew", error.strerror)
-                await asyncio.sleep(RETRY_S)
+            except Exception:  # of the library, or of what the kernel said: the watch goes on
+                log.exception("cannot read a notification about interfaces: asking anew")
+            await asyncio.sleep(RETRY_S)
 
     def _notified(self, message: Any) -> None:
         self._apply(message)
@@ -111,9 +113,10 @@ class Interfaces:
     def _apply(self, message: Any) -> None:
         index = int(message["index"])
         match message["event"]:
-            case "RTM_NEWLINK":
+            # Some are about a part of a link: of a bridge's port (AF_BRIDGE), or of wireless matters.
+            case "RTM_NEWLINK" if not message["family"] and _attribute(message, "IFLA_MTU") is not None:
                 self._links[index] = _interface(message)
-            case "RTM_DELLINK":
+            case "RTM_DELLINK" if not message["family"]:
                 self._links.pop(index, None)
                 self._addresses.pop(index, None)
             case "RTM_NEWADDR":
