@@ -26,7 +26,11 @@ def _common_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Show rates every half second [default: on a terminal, and not with --json].",
         ),
         click.option("--core", type=int, metavar="N", help="Run on this core only."),
-        click.option("--rtp", is_flag=True, help="With an RTP header: payload type 96, SSRC is the flow."),
+        click.option(
+            "--rtp",
+            is_flag=True,
+            help="Test traffic with an RTP header (payload type 96, SSRC is the flow); to receive: any RTP stream.",
+        ),
         click.option(
             "--flow-step",
             type=click.Choice(["port", "group"]),

@@ -564,7 +564,7 @@ def _page_of(rules: Iterator[tuple[Rule, RuleRecord]]) -> tuple[list[tuple[Rule,
 
 def main() -> None:
     """python -m mcrelay.control UID GID, with FD 3."""
-    uid, gid = (int(argument) for argument in sys.argv[1:])
+    uid, gid = worker.identity(sys.argv[1:])
     name_process("mcrelay-control")
     worker.main("control", ControlPlane, uid, gid)
 

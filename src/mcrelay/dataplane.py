@@ -307,7 +307,7 @@ def _put(entries: dict[str, Entry], record: RuleRecord, slots: dict[str, int]) -
 
 def main() -> None:
     """python -m mcrelay.dataplane UID GID, with FD 3."""
-    uid, gid = (int(argument) for argument in sys.argv[1:])
+    uid, gid = worker.identity(sys.argv[1:])
     # Import both engines while the code can still be read.
     import mcrelay.engines.reference
 

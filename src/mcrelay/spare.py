@@ -126,7 +126,8 @@ class Spare:
         return ProcessFacts(
             role="spare",
             index=0,
-            state="ready",
+            # It imports before it drops its privileges.
+            state="starting" if int(status.capabilities, 16) else "ready",
             pid=self._waiting.pid,
             uid=status.uid,
             capabilities=status.capabilities,

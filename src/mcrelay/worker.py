@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Literal, Protocol
 
 from mcrelay import __version__, process
@@ -21,9 +21,7 @@ from mcrelay.messages import Codec, Message, Start
 
 log = logging.getLogger(__name__)
 
-SLOW_CALLBACK_S: Final = (
-    0.25  # what --debug reports as blocking an event loop; wall time, on a machine that may be busy
-)
+SLOW_CALLBACK_S: Final = 0.5  # what --debug reports as blocking an event loop; wall time, on a machine that may be busy
 
 
 class Worker(Protocol):
@@ -62,6 +60,20 @@ def watch_loop(*, debug: bool) -> None:
     loop = asyncio.get_running_loop()
     loop.set_debug(debug)
     loop.slow_callback_duration = SLOW_CALLBACK_S
+
+
+BY_HAND: Final = "this is a part of mcrelay and not to be started by hand; see 'mcrelay run --help'"
+
+
+def identity(arguments: Sequence[str]) -> tuple[int, int]:
+    """Whom a worker's command line tells it to become: UID GID. Exits if it says something else."""
+    try:
+        uid, gid = map(int, arguments)
+    except ValueError:
+        configure_logging("mcrelay", debug=False)
+        log.error(BY_HAND)
+        sys.exit(EXIT_CODES["usage"])
+    return uid, gid
 
 
 def main(
@@ -109,7 +121,7 @@ async def _live(role: Literal["control", "data"], make: Callable[[Start, list[in
     try:
         sock = socket.socket(fileno=process.WORKER_FD)
     except OSError:
-        log.error("this is a part of mcrelay and not to be started by hand; see 'mcrelay run --help'")
+        log.error(BY_HAND)
         return EXIT_CODES["usage"]
     os.set_inheritable(process.WORKER_FD, False)
     channel = Channel(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pwd
 import re
@@ -43,7 +44,14 @@ def descriptors(pid: int) -> dict[int, str]:
     return links
 
 
+def all_ready(daemon: Daemon) -> bool:
+    """Also the spare, which has dropped its privileges then."""
+    processes = daemon.json("workers")["processes"]
+    return processes[-1]["role"] == "spare" and all(process["state"] == "ready" for process in processes)
+
+
 def test_workers_have_no_privilege_at_all(daemon: Daemon) -> None:
+    wait_until(lambda: all_ready(daemon), 10)
     for name, pid in daemon.pids().items():
         if name == "supervisor":
             continue
@@ -69,6 +77,7 @@ def test_a_worker_may_run_as_another_user(start: StartDaemon) -> None:
 def test_each_process_has_the_descriptors_it_should_and_no_other(daemon: Daemon, line: RelayLine) -> None:
     workers = sum(1 for name in daemon.pids() if name.startswith("data/"))
     daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0")
+    wait_until(lambda: all_ready(daemon), 10)
     packet = _packet_inodes(line)
     assert len(packet) == workers
     seen: list[str] = []
@@ -86,6 +95,10 @@ def test_each_process_has_the_descriptors_it_should_and_no_other(daemon: Daemon,
         elif name == "control":
             # supervisor_sock, request_sock, asyncio's own pair, and at most this very client.
             assert counted["socket"] in (4, 5), links
+            assert not inodes & packet
+        elif name == "spare":
+            # supervisor_sock, asyncio's own pair.
+            assert counted["socket"] == 1 + 2, links
             assert not inodes & packet
         else:
             assert inodes & packet == packet
@@ -213,8 +226,10 @@ def test_workers_run_where_their_user_cannot_read_the_code(
 
 
 def test_a_worker_started_by_hand_says_what_it_is() -> None:
-    for module in ("mcrelay.control", "mcrelay.dataplane"):
-        arguments = ["65534", "65534"] + (["0"] if module == "mcrelay.dataplane" else [])
+    for module, arguments in itertools.product(
+        ("mcrelay.control", "mcrelay.dataplane"),
+        (["65534", "65534"], [], ["65534", "65534", "0"], ["nobody", "nobody"]),
+    ):
         done = subprocess.run(
             [sys.executable, "-m", module, *arguments],
             capture_output=True,
@@ -225,6 +240,7 @@ def test_a_worker_started_by_hand_says_what_it_is() -> None:
         )
         assert done.returncode == 64
         assert "not to be started by hand" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 # --- where io_uring is missing --------------------------------------------------------------------------------------
