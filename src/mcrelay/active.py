@@ -328,12 +328,12 @@ class ActiveRules:
         name, direction = need
         slot = self._attachments[name].slot
         for child in self._ready_workers():
-            ticket = child.ticket()
+            ticket, life = child.ticket(), child.restarts
             try:
                 await child.command(ticket, (DetachInterface(ticket=ticket, slot=slot, direction=direction), ()))
             except Busy as error:
                 log.warning("%s", error)
-                child.kill()  # its next life will not know the interface
+                child.kill_life(life)  # its next life will not know the interface
         await self._attachments.close(name, direction)
 
     def _ready_workers(self) -> list[Child]:
@@ -383,12 +383,15 @@ class ActiveRules:
         )
 
     async def _take_back(self, child: Child) -> None:
-        """A change failed: the worker goes back to what it had."""
+        """A change failed: the worker goes back to what it had. One that is not ready will be given that anyway."""
+        life = child.restarts
+        if child.state != "ready":
+            return
         try:
             await self._give_all_rules(child, self._of_worker[child.index].values())
         except Busy as error:
             log.warning("%s", error)
-            child.kill()  # its next life starts with the rules that hold
+            child.kill_life(life)  # its next life starts with the rules that hold
 
     async def _commit(self, added: list[Active], removed: list[Active]) -> None:
         async for active in in_turns(removed):

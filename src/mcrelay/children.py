@@ -110,7 +110,7 @@ class Child:
             self._open_channel(name, own)
             passed.append(theirs.detach())
         self._loop.call_later(START_S, self._kill_if_starting, self.restarts)
-        self._channels["supervisor_sock"].send(message, [*passed, *descriptors], give=True)
+        self.tell("supervisor_sock", message, [*passed, *descriptors], give=True)
 
     def _open_channel(self, name: ChannelName, sock: socket.socket) -> None:
         self._channels[name] = Channel(
@@ -124,14 +124,15 @@ class Child:
 
     def _channel_closed(self, reason: str) -> None:
         # A worker that lost a channel cannot be steered any more. Mostly it is exiting, which is why: let it.
-        self._loop.call_later(EXIT_GRACE_S, self._kill_life, self.restarts)
+        self._loop.call_later(EXIT_GRACE_S, self.kill_life, self.restarts)
 
     def _kill_if_starting(self, life: int) -> None:
         if life == self.restarts and self.state == "starting":
             log.error("%s did not start within %.0f s: restarting it", self.name, START_S)
             self.kill()
 
-    def _kill_life(self, life: int) -> None:
+    def kill_life(self, life: int) -> None:
+        """End that life, if it is not over: its successor may be there already, and has done nothing wrong."""
         if life == self.restarts:
             self.kill()
 

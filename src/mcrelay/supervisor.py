@@ -191,8 +191,8 @@ class Supervisor:
                 child.start(start, [self._pages[child.index].writable()], self._spare.take())
             else:
                 child.start(start, [page.readable() for page in self._pages])
-        except (SystemRefusal, OSError) as error:
-            log.error("%s: %s", child.name, error)
+        except Exception as error:  # whatever it is, there has to be a next try
+            log.error("%s: %r", child.name, error, exc_info=not isinstance(error, SystemRefusal | OSError))
             self._restart_later(child, START_AGAIN_S)
 
     def _restart_later(self, child: Child, delay_s: float) -> None:
@@ -206,7 +206,7 @@ class Supervisor:
             self._restart(child)
 
     def _restart(self, child: Child) -> None:
-        if not self._stopping.is_set():
+        if not self._stopping.is_set() and child.pid is None:
             self._start(child)
 
     async def _shut_down(self) -> None:
@@ -252,7 +252,7 @@ class Supervisor:
                     await self._active.bring_in(child)
                 except Busy as error:
                     log.warning("%s", error)
-                    child.kill()
+                    child.kill_life(life)
                     return
             child.state = "ready"
         await self._active.announce()

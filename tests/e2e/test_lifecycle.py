@@ -418,7 +418,7 @@ def test_a_worker_may_die_of_any_signal(daemon: Daemon) -> None:
     for number in (signal.SIGRTMIN + 1, signal.SIGRTMAX, signal.SIGQUIT):
         pids = daemon.pids()
         os.kill(pids["data/0"], number)
-        wait_until(functools.partial(_is_another, daemon, pids["data/0"]), 10)
+        wait_until(functools.partial(_is_another, daemon, pids["data/0"]), 20, f"no successor:\n{daemon.log}")
         assert f"was ended by signal {int(number)} " in daemon.log
 
 
