@@ -121,7 +121,8 @@ def spawn(module: str, arguments: Sequence[str], end: socket.socket) -> int:
             # Ctrl-C reaches the whole terminal's group; only the supervisor acts on it.
             setpgroup=0,
             setsigmask=(),
-            setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE),
+            # Whatever we ignore, or whoever started us: a shell's background jobs ignore SIGINT and SIGQUIT.
+            setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
         )
     except OSError as error:
         raise SystemRefusal(f"cannot start a worker: {error.strerror}", "see 'ulimit -u' and free memory") from None
