@@ -190,9 +190,7 @@ class ActiveRules:
 
     async def _check(self, added: list[Active], removed: list[Active]) -> None:
         """RuleError if the change cannot follow what is active now."""
-        after, going = RuleSet(), RuleSet()
-        for active in removed:
-            going.add(active.rule)
+        after, going = RuleSet(), RuleSet.of(active.rule for active in removed)
         freed = {a.record.counter for a in removed}
         freed_by_outputs = {counter for a in removed for counter in a.record.output_counters}
         async for active in in_turns(added):

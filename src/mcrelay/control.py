@@ -459,9 +459,7 @@ class ControlPlane:
 
     async def _apply(self, add: Sequence[Rule], remove: Sequence[Rule]) -> Applied:
         """Have the supervisor make a change, and wait until it is recorded."""
-        going = RuleSet()
-        for rule in remove:
-            going.add(rule)
+        going = RuleSet.of(remove)
         records: list[RuleRecord] = []
         try:
             for rule in add:
@@ -494,7 +492,8 @@ class ControlPlane:
         )
 
     def _interface_facts(self, name: str, slot: int) -> InterfaceFacts:
-        counted = {key: sum(page.interface(slot)[key] for page in self._pages) for key in counters.INTERFACE_COUNTERS}
+        of_workers = [page.interface(slot) for page in self._pages]
+        counted = {key: sum(counts[key] for counts in of_workers) for key in counters.INTERFACE_COUNTERS}
         return InterfaceFacts(name=name, segmentation=not counted["segments_refused"], **counted)
 
     def _stats(self, message: GetStats) -> Stats:

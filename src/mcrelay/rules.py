@@ -269,6 +269,14 @@ class RuleSet:
     _by_id: dict[str, Rule] = field(default_factory=dict)
     _by_name: dict[str, Rule] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, rules: Iterable[Rule]) -> RuleSet:
+        """RuleError if two of them have an input or a name in common."""
+        made = cls()
+        for rule in rules:
+            made.add(rule)
+        return made
+
     def __len__(self) -> int:
         return len(self._by_id)
 

@@ -35,6 +35,10 @@ class Started:
     def end(self) -> None:
         """End it, and close what is here of it."""
         signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        self.bury()
+
+    def bury(self) -> None:
+        """The same for one that has ended."""
         os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
         os.close(self.pidfd)
         self.sock.close()
@@ -104,10 +108,8 @@ class Spare:
             self._loop.call_later(AGAIN_S, self.prepare)
 
     def _bury(self, gone: Started) -> None:
-        os.waitid(os.P_PIDFD, gone.pidfd, os.WEXITED)
         log.warning("the spare worker (pid %s) is gone", gone.pid)
-        os.close(gone.pidfd)
-        gone.sock.close()
+        gone.bury()
 
     def close(self) -> None:
         """End it, and prepare no other."""
