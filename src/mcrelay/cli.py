@@ -194,7 +194,8 @@ def _parse_cores(text: str) -> list[int]:
 @_json_option
 @_socket_option
 def add(input: str, outputs: tuple[str, ...], name: str | None, as_json: bool, path: str) -> None:
-    """Relay from INPUT to each of OUTPUTS, from now on.
+    """Relay from INPUT to each of OUTPUTS, from now on. A rule that names an interface which is not there waits for it,
+    and 'mcrelay list' says so.
 
     \b
     INPUT     ADDRESS:PORT%INTERFACE            239.1.1.1:5000%eth0
@@ -205,7 +206,8 @@ def add(input: str, outputs: tuple[str, ...], name: str | None, as_json: bool, p
     if as_json:
         _print_json(added)
     else:
-        click.echo(f"{added.rule.name or added.rule.id}: active on {_count(added.workers, 'worker')}")
+        state = _state(added.rule) or f"active on {_count(added.workers, 'worker')}"
+        click.echo(f"{added.rule.name or added.rule.id}: {state}")
 
 
 @cli.command()
@@ -242,7 +244,14 @@ def list_rules(as_json: bool, path: str) -> None:
 
 
 def _rule_line(rule: RuleFacts) -> str:
-    return f"{rule.id}  {rule.name or '-':<16} {rule.input} -> {' '.join(rule.outputs)}"
+    state = _state(rule)
+    outputs = " ".join(rule.outputs)
+    return f"{rule.id}  {rule.name or '-':<16} {rule.input} -> {outputs}{f'  [{state}]' if state else ''}"
+
+
+def _state(rule: RuleFacts) -> str:
+    """What keeps a rule from working, if anything does."""
+    return f"{rule.state}: {'; '.join(rule.problems)}" if rule.problems else ""
 
 
 @cli.command()

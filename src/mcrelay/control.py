@@ -14,16 +14,15 @@ import mmap
 import os
 import socket
 import sys
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from mcrelay import __version__, counters, worker
 from mcrelay.channel import Channel
 from mcrelay.errors import Busy, Error, RuleError
+from mcrelay.flowtable import FlowTable
 from mcrelay.frames import Malformed
-from mcrelay.limits import OUTPUTS_MAX, RULES_MAX
+from mcrelay.limits import RULES_MAX
 from mcrelay.messages import (
     PROTOCOL,
     Add,
@@ -40,6 +39,7 @@ from mcrelay.messages import (
     GetVersion,
     GetWorkers,
     InterfaceFacts,
+    InterfaceRecord,
     ListRules,
     Message,
     OutputStats,
@@ -55,7 +55,6 @@ from mcrelay.messages import (
     ReplaceWorker,
     Restarted,
     RestartWorker,
-    RuleFacts,
     RuleRecord,
     Rules,
     RuleStats,
@@ -88,83 +87,6 @@ Reply = TypeVar("Reply", bound=Message)
 
 class Unanswered(Busy):
     """Whether it happened is not known."""
-
-
-class FreeNumbers:
-    """The numbers below `limit` that are not in use; those that were never used, without a list of them."""
-
-    def __init__(self, limit: int, used: set[int]) -> None:
-        self._fresh = max(used, default=-1) + 1
-        self._limit = limit
-        self._returned = deque(n for n in range(self._fresh) if n not in used)
-
-    def __len__(self) -> int:
-        return len(self._returned) + self._limit - self._fresh
-
-    def take(self) -> int:
-        if self._returned:
-            return self._returned.popleft()
-        self._fresh += 1
-        return self._fresh - 1
-
-    def give_back(self, number: int) -> None:
-        self._returned.append(number)
-
-
-@dataclass
-class FlowTable:
-    """Active rules, each with its record, and the counters that no rule uses."""
-
-    rules: RuleSet = field(default_factory=RuleSet)
-    records: dict[str, RuleRecord] = field(default_factory=dict)
-    slots: dict[str, int] = field(default_factory=dict)  # of interfaces in use, by name
-    generation: int = 0
-
-    def __post_init__(self) -> None:
-        """Every counter is free that no record uses."""
-        records = self.records.values()
-        self._rule_counters = FreeNumbers(RULES_MAX, {record.counter for record in records})
-        self._output_counters = FreeNumbers(OUTPUTS_MAX, {n for record in records for n in record.output_counters})
-
-    def reserve(self, rule: Rule) -> RuleRecord:
-        """A record with counters of its own. Busy if there are too many rules."""
-        if not len(self._rule_counters) or len(self._output_counters) < len(rule.outputs):
-            raise Busy(
-                f"{len(self.records)} rules are active, there is no room for more",
-                f"at most {RULES_MAX} rules with {OUTPUTS_MAX} outputs are possible",
-            )
-        return RuleRecord(
-            input=str(rule.input),
-            outputs=tuple(map(str, rule.outputs)),
-            name=rule.name,
-            counter=self._rule_counters.take(),
-            output_counters=tuple(self._output_counters.take() for _ in rule.outputs),
-        )
-
-    def free(self, record: RuleRecord) -> None:
-        self._rule_counters.give_back(record.counter)
-        for counter in record.output_counters:
-            self._output_counters.give_back(counter)
-
-    def put(self, record: RuleRecord) -> None:
-        rule = parse_rule(record.input, record.outputs, record.name)
-        self.rules.add(rule)
-        self.records[rule.id] = record
-
-    def take(self, rule_id: str) -> None:
-        self.rules.remove(rule_id)
-        self.free(self.records.pop(rule_id))
-
-    def after(self, rule_id: str | None) -> Iterator[tuple[Rule, RuleRecord]]:
-        """Rules in the order of their addition, from behind `rule_id` on. Busy if that one is gone."""
-        if rule_id is not None and rule_id not in self.rules:
-            raise Busy("the rules changed while they were listed", "ask again from the start")
-        skipping = rule_id is not None
-        for rule in self.rules:
-            if not skipping:
-                yield rule, self.records[rule.id]
-            elif rule.id == rule_id:
-                skipping = False
 
 
 class Connection:
@@ -361,7 +283,7 @@ class ControlPlane:
                 # What a former life of ours has given out is known now.
                 self._table = FlowTable(self._table.rules, self._table.records)
                 self._in_snapshot = False
-            self._table.slots = message.slots
+            self._table.interfaces = {record.name: record for record in message.interfaces}
             self._table.generation = message.generation
             self.keep(asyncio.get_running_loop().create_task(self._notify_recorded()))
 
@@ -437,12 +359,16 @@ class ControlPlane:
     async def _add(self, message: Add) -> Added:
         rule = parse_rule(message.input, message.outputs, message.name)
         applied = await self._apply([rule], [])
-        return Added(id=message.id, rule=_facts(rule), generation=applied.generation, workers=applied.workers)
+        return Added(
+            id=message.id, rule=self._table.facts(rule), generation=applied.generation, workers=applied.workers
+        )
 
     async def _remove(self, message: Remove) -> Removed:
         rule = self._table.rules.find(message.rule)
         applied = await self._apply([], [rule])
-        return Removed(id=message.id, rule=_facts(rule), generation=applied.generation, workers=applied.workers)
+        return Removed(
+            id=message.id, rule=self._table.facts(rule), generation=applied.generation, workers=applied.workers
+        )
 
     async def change(self, message_id: int, add: list[RuleText], remove: list[str]) -> Changed:
         """The reply to a complete Change, or an Error."""
@@ -486,15 +412,20 @@ class ControlPlane:
         return Rules(
             id=message.id,
             generation=self._table.generation,
-            rules=tuple(_facts(rule) for rule, _record in rules),
-            interfaces=tuple(self._interface_facts(name, slot) for name, slot in sorted(self._table.slots.items())),
+            rules=tuple(self._table.facts(rule) for rule, _record in rules),
+            interfaces=tuple(self._interface_facts(record) for _name, record in sorted(self._table.interfaces.items())),
             more=more,
         )
 
-    def _interface_facts(self, name: str, slot: int) -> InterfaceFacts:
-        of_workers = [page.interface(slot) for page in self._pages]
+    def _interface_facts(self, record: InterfaceRecord) -> InterfaceFacts:
+        of_workers = [page.interface(record.slot) for page in self._pages]
         counted = {key: sum(counts[key] for counts in of_workers) for key in counters.INTERFACE_COUNTERS}
-        return InterfaceFacts(name=name, segmentation=not counted["segments_refused"], **counted)
+        return InterfaceFacts(
+            name=record.name,
+            problems=tuple(dict.fromkeys(record.problems.values())),
+            segmentation=not counted["segments_refused"],
+            **counted,
+        )
 
     def _stats(self, message: GetStats) -> Stats:
         rules, more = _page_of(self._table.after(message.after))
@@ -543,10 +474,6 @@ def _map_page(fd: int) -> counters.Page:
     page = mmap.mmap(fd, counters.PAGE_SIZE, prot=mmap.PROT_READ)
     os.close(fd)
     return counters.Page(memoryview(page))
-
-
-def _facts(rule: Rule) -> RuleFacts:
-    return RuleFacts(id=rule.id, name=rule.name, input=str(rule.input), outputs=tuple(map(str, rule.outputs)))
 
 
 def _page_of(rules: Iterator[tuple[Rule, RuleRecord]]) -> tuple[list[tuple[Rule, RuleRecord]], bool]:

@@ -74,6 +74,14 @@ class RuleRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output_counters: Annotated[tuple[OutputCounter, ...], msgspec.Meta(max_length=RULE_OUTPUTS_MAX)]
 
 
+class InterfaceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An interface that rules name, between our processes: its slot, and why a direction that is used does not work."""
+
+    name: Text
+    slot: Slot
+    problems: dict[Direction, Text]
+
+
 class ProcessFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the kernel says of one process, and what the supervisor knows of it."""
 
@@ -123,13 +131,13 @@ class Client(Message, frozen=True):
 
 class RecordRules(Message, frozen=True):
     """Rules that ceased to be active or became so, in this order. A generation may take several messages; the last is
-    `complete`. With `snapshot` what was known before is void."""
+    `complete`. With `snapshot` what was known before is void. One without rules is about the interfaces."""
 
     generation: Id
     added: tuple[RuleRecord, ...]
     removed: tuple[Text, ...]
     complete: bool
-    slots: dict[Text, Slot]  # of all interfaces in use
+    interfaces: tuple[InterfaceRecord, ...]  # all that rules name
     snapshot: bool = False
 
 
@@ -295,11 +303,19 @@ class Add(Message, frozen=True):
     name: HugeText | None = None
 
 
+RuleState = Literal["active", "partial", "pending"]
+
+
 class RuleFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A rule, and whether it works now. `partial`: some outputs do not; `pending`: the input does not, or no output
+    does. `problems` says why."""
+
     id: str
     name: str | None
     input: str
     outputs: tuple[str, ...]
+    state: RuleState
+    problems: tuple[str, ...]
 
 
 class Added(Message, frozen=True):
@@ -353,9 +369,10 @@ class ListRules(Message, frozen=True):
 
 
 class InterfaceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An interface that rules use, over all workers."""
+    """An interface that rules name, over all workers."""
 
     name: str
+    problems: tuple[str, ...]  # why rules cannot use it
     frames: int  # that came in for rules, or nearly
     overruns: int  # of which the kernel dropped so many, because workers did not read fast enough
     merged: int  # frames of several datagrams that had to be dropped

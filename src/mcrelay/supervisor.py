@@ -380,7 +380,7 @@ class Supervisor:
                     added=piece,
                     removed=tuple(removed),
                     complete=last,
-                    slots=self._active.slots(),
+                    interfaces=self._active.interfaces(),
                     snapshot=snapshot,
                 ),
             )

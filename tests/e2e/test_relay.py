@@ -214,11 +214,12 @@ def test_what_no_rule_wants_does_not_reach_a_worker(daemon: Daemon, line: RelayL
 
 
 def test_an_interface_that_takes_no_segments_is_shown_and_nothing_is_lost(daemon: Daemon, line: RelayLine) -> None:
-    """Its MTU shrinks behind the daemon's back, so the kernel refuses segments of what does not fit."""
+    """The path beyond it takes less than the interface, so the kernel refuses segments of what does not fit."""
     count = 20_000
     daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", f"{OUTPUT}%out1")
     receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", count=count, expect=count))
-    line.relay.ip("link", "set", "out0", "mtu", "1000")
+    narrow = (f"{OUTPUT.partition(':')[0]}/32", "dev", "out0", "mtu", "1000")
+    line.relay.ip("route", "add", *narrow)
     try:
         run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=20_000, count=count, size=1400))
         assert receiver.result().lost == 0
@@ -230,7 +231,7 @@ def test_an_interface_that_takes_no_segments_is_shown_and_nothing_is_lost(daemon
         assert "out0 takes no segments" in daemon.run("list").stderr
         daemon.wait_for_log("out0: does not take segments")
     finally:
-        line.relay.ip("link", "set", "out0", "mtu", "1500")
+        line.relay.ip("route", "del", *narrow)
 
 
 def _ten_to(capture: Capture, target: str) -> list[UdpDatagram]:

@@ -66,7 +66,7 @@ def test_the_table_follows_what_happens_to_an_interface(namespace: Namespace) ->
         assert set(watched.present()) == {"lo"}
         ip("link", "add", "one", "index", "77", "type", "veth", "peer", "other")
         watched.wait_for(lambda present: {"one", "other"} <= set(present))
-        expected = Interface("one", 77, 1500, is_up=False, has_ipv4=False, network=14)
+        expected = Interface("one", 77, 1500, is_up=False, has_ipv4=False, network=14, peer=namespace.ifindex("other"))
         assert watched.present()["one"] == expected
         ip("address", "add", "192.0.2.1/24", "dev", "one")
         ip("address", "add", "192.0.2.2/24", "dev", "one", "label", "one:2")

@@ -47,7 +47,7 @@ from mcrelay.messages import (
 
 DEADLINE_S = 10.0
 CLIENT = Client(pid=1, uid=2, gid=3)
-RECORD = RecordRules(generation=1, added=(), removed=(), complete=True, slots={})
+RECORD = RecordRules(generation=1, added=(), removed=(), complete=True, interfaces=())
 START = Start(
     role="control",
     index=0,
@@ -207,7 +207,7 @@ def send_raw(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) 
 
 def record(size: int) -> RecordRules:
     """A message of about this many bytes, up to the longest."""
-    return RecordRules(generation=size, added=(), removed=("x" * 250,) * (size // 253), complete=True, slots={})
+    return RecordRules(generation=size, added=(), removed=("x" * 250,) * (size // 253), complete=True, interfaces=())
 
 
 def fill(end: End, message: Message) -> int:
@@ -230,7 +230,8 @@ def test_messages_arrive_in_order() -> None:
     async def test() -> None:
         async with pair() as (supervisor, control):
             sent = [
-                RecordRules(generation=n, added=(), removed=("x",) * n, complete=True, slots={}) for n in range(200)
+                RecordRules(generation=n, added=(), removed=("x",) * n, complete=True, interfaces=())
+                for n in range(200)
             ]
             for message in sent:
                 supervisor.channel.send(message)

@@ -603,7 +603,14 @@ def test_a_user_who_is_refused_by_the_daemon_is_told_so(path: Path) -> None:
 # --- what is printed -------------------------------------------------------------------------------------------------
 
 RULES = tuple(
-    RuleFacts(id=f"{n:012x}", name=f"feed-{n}" if n % 2 else None, input=f"239.1.1.{n}:5000%eth0", outputs=(OUTPUT,))
+    RuleFacts(
+        id=f"{n:012x}",
+        name=f"feed-{n}" if n % 2 else None,
+        input=f"239.1.1.{n}:5000%eth0",
+        outputs=(OUTPUT,),
+        state="pending" if n == 3 else "active",
+        problems=("there is no interface 'eth0'",) if n == 3 else (),
+    )
     for n in range(5)
 )
 
@@ -616,7 +623,7 @@ def playing(request: Message) -> list[Message]:
         case GetVersion():
             return [Version(id=request.id, version="9.9.9", protocol=PROTOCOL)]
         case Add():
-            facts = RuleFacts(id="0" * 12, name=request.name, input=request.input, outputs=request.outputs)
+            facts = RuleFacts("0" * 12, request.name, request.input, request.outputs, state="active", problems=())
             return [Added(id=request.id, rule=facts, generation=7, workers=2)]
         case Remove():
             return [Removed(id=request.id, rule=RULES[1], generation=8, workers=1)]

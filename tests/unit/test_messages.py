@@ -20,7 +20,6 @@ from msgspec import inspect
 
 from mcrelay import frames, messages
 from mcrelay.channel import QUEUE_MAX
-from mcrelay.errors import RuleError
 from mcrelay.frames import FRAME_MAX, HEADER, FrameReader, Malformed
 from mcrelay.limits import INTERFACES_MAX, OUTPUTS_MAX, RULE_OUTPUTS_MAX, RULES_MAX, WORKERS_MAX
 from mcrelay.messages import (
@@ -30,11 +29,11 @@ from mcrelay.messages import (
     Codec,
     Failure,
     GetVersion,
+    InterfaceRecord,
     Message,
     Ping,
     ProcessFacts,
     RecordRules,
-    Refused,
     Remove,
     Role,
     RuleRecord,
@@ -45,7 +44,6 @@ from mcrelay.messages import (
     encode,
     in_frames,
 )
-from mcrelay.net.interfaces import Interface, find
 
 Row = tuple[ChannelName, Role, Role]
 
@@ -125,10 +123,11 @@ def spoilt(kind: inspect.Type, value: Any) -> Iterator[tuple[str, Any]]:
             for at, one in enumerate(value[:1]):
                 for what, other in spoilt(item, one):
                     yield f"[{at}]: {what}", [*value[:at], other, *value[at + 1 :]]
-        case inspect.DictType(value_type=item):
-            yield "null in it", {**value, "x": None}
-            for what, other in spoilt(item, 1):
-                yield f"[x]: {what}", {**value, "x": other}
+        case inspect.DictType(key_type=key_type, value_type=item):
+            key = full(key_type)
+            yield "null in it", {**value, key: None}
+            for what, other in spoilt(item, full(item)):
+                yield f"[{key}]: {what}", {**value, key: other}
         case inspect.StructType(fields=fields):
             yield "unknown field", {**value, "unknown": 1}
             for field in fields:
@@ -153,8 +152,8 @@ def full(kind: inspect.Type) -> Any:
             return full(next(choice for choice in choices if not isinstance(choice, inspect.NoneType)))
         case inspect.VarTupleType(item_type=item):
             return [full(item)]
-        case inspect.DictType(value_type=item):
-            return {"x": full(item)}
+        case inspect.DictType(key_type=key, value_type=item):
+            return {full(key): full(item)}
         case inspect.StructType(fields=fields, tag_field=tag_field, tag=tag):
             named = {field.name: full(field.type) for field in fields}
             return {tag_field: tag, **named} if tag_field else named
@@ -492,21 +491,15 @@ def test_every_piece_of_all_possible_rules_fits_a_frame(outputs: int, letter: st
     count = min(RULES_MAX, OUTPUTS_MAX // outputs)
     records = [longest_record(outputs, letter)] * count
     slots = {f"{n:015}": n for n in range(INTERFACES_MAX)}
+    problems: dict[messages.Direction, str] = {"ingress": "x" * 256, "egress": "x" * 256}
+    interfaces = tuple(InterfaceRecord(name, slot, problems) for name, slot in slots.items())
     total = 0
     for piece, last in in_frames(records):
         total += len(encode(SyncRules(ticket=2**53, rules=piece, slots=slots, complete=last)))
-        encode(RecordRules(generation=2**53, added=piece, removed=("f" * 12,), complete=last, slots={}, snapshot=True))
+        encode(
+            RecordRules(2**53, added=piece, removed=("f" * 12,), complete=last, interfaces=interfaces, snapshot=True)
+        )
     assert total < QUEUE_MAX
-
-
-def test_a_refusal_can_be_carried_however_many_interfaces_the_host_has() -> None:
-    """Hosts of containers have thousands."""
-    present = {f"veth{n:08x}": Interface(f"veth{n:08x}", n, 1500, True, True) for n in range(5000)}
-    with pytest.raises(RuleError) as refusal:
-        find(present, "eth0", "input '239.1.1.1:5000%eth0'")
-    error = refusal.value
-    refused = Refused(id=1, code=error.code, message=error.message, hint=error.hint)
-    assert Codec("request_sock", "supervisor", "control").decode(body_of(refused)) == refused
 
 
 def test_facts_of_as_many_processes_as_there_can_be_fit_a_frame() -> None:

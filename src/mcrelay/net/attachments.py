@@ -1,10 +1,13 @@
-"""Attachments: the interfaces in use, and the durable sockets on them.
+"""Attachments: the interfaces that rules name, and the durable sockets on those that are there.
 
-Owns, for the supervisor, every packet socket and egress socket from opening to closing, which slot an interface has,
-and how many rules need what. What a worker gets of it is a borrowed descriptor: when the worker dies, nothing here
-changes.
+Owns, for the supervisor, every packet socket and egress socket from opening to closing, every group membership, which
+slot an interface has, and how many rules need what. A name has its slot for as long as a rule has the name, whether
+there is such an interface or not: rules in the workers' tables stay as they are when interfaces come and go. What a
+worker gets of it is a borrowed descriptor: when the worker dies, nothing here changes.
 
-Closing a packet socket waits for the kernel's other cores (synchronize_net), so sockets are closed on another thread.
+Kernel facts: closing a packet socket waits for the kernel's other cores (synchronize_net), so sockets are closed on
+another thread. A packet socket whose interface is deleted is bound to nothing from then on, even if another interface
+gets the same name and index; one whose interface goes down takes up again when it comes up, and so do memberships.
 """
 
 from __future__ import annotations
@@ -17,9 +20,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
-from typing import TypeVar
+from typing import Final, TypeVar
 
-from mcrelay.errors import RuleError, SystemRefusal
+from mcrelay.errors import RuleError
 from mcrelay.limits import INTERFACES_MAX, RingGeometry
 from mcrelay.messages import Direction
 from mcrelay.net import sockets
@@ -33,16 +36,21 @@ log = logging.getLogger(__name__)
 Need = tuple[str, Direction]  # interface name
 Group = tuple[str, IPv4Address]  # interface name
 
+DIRECTIONS: Final[tuple[Direction, ...]] = ("egress", "ingress")
+
 
 @dataclass
 class Attachment:
-    """An interface in use: for each direction in use, one socket per worker."""
+    """An interface that rules name: for each direction that is open, one socket per worker."""
 
+    name: str
     slot: int
-    interface: Interface
+    opened: dict[Direction, Interface] = field(default_factory=dict)  # what it is open on, as that was
+    sockets: dict[Direction, list[socket.socket]] = field(default_factory=dict)
     ring: RingGeometry | None = None  # of the ingress sockets, if they have one
     admission: Admission | None = None  # of the ingress sockets, if they have one
-    sockets: dict[Direction, list[socket.socket]] = field(default_factory=dict)
+    admitted: set[Destination] = field(default_factory=set)  # of rules, whether it is open or not
+    problems: dict[Direction, str] = field(default_factory=dict)  # why a direction in use does not work
 
 
 def needs(rule: Rule) -> set[Need]:
@@ -66,7 +74,7 @@ class Attachments:
         self._stock: tuple[RingGeometry, list[socket.socket]] | None = None
 
     def __iter__(self) -> Iterator[Attachment]:
-        return iter(self._by_name.values())
+        return iter(list(self._by_name.values()))
 
     def __contains__(self, name: str) -> bool:
         return name in self._by_name
@@ -79,22 +87,30 @@ class Attachments:
         """No other interface can be used."""
         return len(self._by_name) == INTERFACES_MAX
 
-    def filters(self, name: str) -> bool:
-        """The kernel drops what no rule wants of what arrives on this interface."""
-        return self._by_name[name].admission is not None
+    def is_needed(self, need: Need) -> bool:
+        return self._uses[need] > 0
 
     def slots(self) -> dict[str, int]:
-        """The slot of each interface in use, by name."""
-        return {attachment.interface.name: attachment.slot for attachment in self}
+        """The slot of each interface that rules name."""
+        return {attachment.name: attachment.slot for attachment in self}
 
-    def has(self, need: Need) -> bool:
-        name, direction = need
-        return name in self._by_name and direction in self._by_name[name].sockets
+    def claim(self, name: str) -> Attachment:
+        """The interface's entry, made if it has none. RuleError if rules name too many interfaces already."""
+        if name not in self._by_name:
+            self._by_name[name] = Attachment(name, self._free_slot())
+        return self._by_name[name]
 
-    def open(self, interface: Interface, direction: Direction, ring: RingGeometry | None) -> Attachment:
-        """Open the sockets of one direction, one per worker; for ingress with this ring. RuleError if the host has too
-        many interfaces in use, SystemRefusal if the kernel will not."""
-        attachment = self._by_name.get(interface.name) or Attachment(self._free_slot(), interface)
+    def forget_unused(self, name: str) -> None:
+        """Give the slot back if no rule names the interface and nothing is open on it."""
+        attachment = self._by_name.get(name)
+        if attachment and not attachment.sockets and not any(self._uses[name, direction] for direction in DIRECTIONS):
+            del self._by_name[name]
+
+    def open(
+        self, attachment: Attachment, interface: Interface, direction: Direction, ring: RingGeometry | None
+    ) -> None:
+        """Open the sockets of one direction, one per worker; for ingress with this ring, and nothing comes in by it
+        before readmit(). SystemRefusal if the kernel will not."""
         if direction == "ingress":
             stock, self._stock = self._stock, None
             prepared = stock[1] if stock and stock[0] == ring else None
@@ -102,9 +118,7 @@ class Attachments:
                 _close_all(stock[1])
             admission = self._make_admission(interface)
             try:
-                attachment.sockets[direction] = sockets.open_ingress(
-                    interface, self._workers, ring, prepared, admission
-                )
+                opened = sockets.open_ingress(interface, self._workers, ring, prepared, admission)
             except BaseException:
                 if admission:
                     admission.close()
@@ -112,9 +126,9 @@ class Attachments:
             attachment.ring = ring
             attachment.admission = admission
         else:
-            attachment.sockets[direction] = sockets.open_egress(interface, self._workers)
-        self._by_name[interface.name] = attachment
-        return attachment
+            opened = sockets.open_egress(interface, self._workers)
+        attachment.sockets[direction] = opened
+        attachment.opened[direction] = interface
 
     def _make_admission(self, interface: Interface) -> Admission | None:
         if not self._may_filter:
@@ -150,57 +164,80 @@ class Attachments:
             "a daemon serves no more; run another one for the rest",
         )
 
-    def check_unchanged(self, interface: Interface) -> None:
-        """SystemRefusal if the interface is not the one that our sockets are bound to any more."""
-        attachment = self._by_name.get(interface.name)
-        if attachment and attachment.interface.index != interface.index:
-            raise SystemRefusal(
-                f"interface {interface.name!r} was deleted and created again while rules use it",
-                "remove the rules that name it, and add them again",
-            )
+    def is_stale(self, attachment: Attachment, direction: Direction, interface: Interface | None) -> bool:
+        """What is open there is not open on this interface: it went, it has another name by now, or it is another one
+        by that name."""
+        opened = attachment.opened[direction]
+        if interface is None or interface.index != opened.index:
+            return True
+        return direction == "ingress" and not sockets.is_bound(attachment.sockets[direction][0], interface)
 
-    async def close(self, name: str, direction: Direction) -> None:
-        """Close the sockets of one direction. No worker may be using them."""
-        attachment = self._by_name[name]
+    async def close(self, attachment: Attachment, direction: Direction) -> None:
+        """Close the sockets of one direction, and give up the memberships there. No worker may be using them."""
         closing = attachment.sockets.pop(direction)
-        if direction == "ingress" and attachment.admission:
-            attachment.admission.close()
-            attachment.admission = None
-        if not attachment.sockets:
-            del self._by_name[name]
+        opened = attachment.opened.pop(direction)
+        if direction == "ingress":
+            async for address in in_turns(self._groups(attachment)):
+                self._memberships.leave(opened.index, address)
+            if attachment.admission:
+                attachment.admission.close()
+                attachment.admission = None
         await asyncio.to_thread(_close_all, closing)
+
+    # Memberships, of interfaces whose ingress is open: the others' are joined when it is.
 
     async def join(self, wanted: Iterable[Group]) -> None:
         """Be a member of these. SystemRefusal if the kernel does not; then leave() undoes what was done."""
         async for name, address in in_turns(wanted):
-            if not self._joined[name, address]:
-                self._memberships.join(self._by_name[name].interface, address)
+            if not self._joined[name, address] and (opened := self._by_name[name].opened.get("ingress")):
+                self._memberships.join(opened, address)
+
+    async def rejoin(self, attachment: Attachment) -> None:
+        """Be a member again of all groups that active rules want there. SystemRefusal if the kernel does not."""
+        async for address in in_turns(self._groups(attachment)):
+            self._memberships.join(attachment.opened["ingress"], address)
 
     async def leave(self, unwanted: Iterable[Group]) -> None:
         """Cease to be a member of these, unless a rule needs it."""
         async for name, address in in_turns(unwanted):
-            if not self._joined[name, address]:
-                self._memberships.leave(self._by_name[name].interface.index, address)
+            if not self._joined[name, address] and (opened := self._by_name[name].opened.get("ingress")):
+                self._memberships.leave(opened.index, address)
+
+    def _groups(self, attachment: Attachment) -> list[IPv4Address]:
+        return [address for name, address in self._joined if name == attachment.name]
+
+    # Admission.
 
     def admit(self, rules: Iterable[Rule]) -> None:
         """Let these rules' packets through to the workers, who know them. Idempotent. OSError if that cannot be."""
-        for admission, destinations in self._destinations(rules):
-            admission.admit(destinations)
+        for attachment, destinations in self._destinations(rules):
+            attachment.admitted.update(destinations)
+            if attachment.admission:
+                attachment.admission.admit(destinations)
+
+    def readmit(self, attachment: Attachment) -> None:
+        """The same for all rules of an interface, after its ingress was opened."""
+        if attachment.admission:
+            attachment.admission.admit(attachment.admitted)
 
     def refuse(self, rules: Iterable[Rule]) -> None:
         """Let them through no more. Idempotent."""
-        for admission, destinations in self._destinations(rules):
-            admission.refuse(destinations)
+        for attachment, destinations in self._destinations(rules):
+            attachment.admitted.difference_update(destinations)
+            if attachment.admission:
+                attachment.admission.refuse(destinations)
 
-    def _destinations(self, rules: Iterable[Rule]) -> Iterator[tuple[Admission, list[Destination]]]:
-        """Of these rules, by interface that filters."""
+    def _destinations(self, rules: Iterable[Rule]) -> Iterator[tuple[Attachment, list[Destination]]]:
+        """Of these rules, by interface."""
         by_name: dict[str, list[Destination]] = {}
         for rule in rules:
             if rule.input.port is not None:
                 by_name.setdefault(rule.input.interface, []).append((group(rule)[1], rule.input.port))
         for name, destinations in by_name.items():
-            if admission := self._by_name[name].admission:
-                yield admission, destinations
+            if attachment := self._by_name.get(name):
+                yield attachment, destinations
+
+    # Uses.
 
     def keep(self, rule: Rule) -> None:
         """The rule is active: count what it needs."""
@@ -215,7 +252,7 @@ class Attachments:
 
     def unused(self, rule: Rule) -> list[Need]:
         """What of the rule's needs nobody needs any more."""
-        return sorted(need for need in needs(rule) if not self._uses[need] and self.has(need))
+        return sorted(need for need in needs(rule) if not self._uses[need] and need[0] in self)
 
     async def close_all(self) -> None:
         self._memberships.close()

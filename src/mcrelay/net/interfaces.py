@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_LINK
 
-from mcrelay.errors import RuleError, SystemRefusal
+from mcrelay.errors import SystemRefusal
 from mcrelay.limits import MTU_MAX
 from mcrelay.steering import NETWORK
 
@@ -24,9 +25,9 @@ IFF_UP: Final = 1
 MTU_MIN: Final = 68  # RFC 791
 # Length of the link-layer header by type of device (linux/if_arp.h): Ethernet, loopback, none at all.
 LINK_HEADERS: Final = {1: 14, 772: 14, 65534: 0}
+LOOPBACK: Final = 772
 RETRY_S: Final = 0.1
 KNOWN_S: Final = 5.0
-NAMES_SHOWN: Final = 20  # to somebody who mistyped one
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +39,18 @@ class Interface:
     has_ipv4: bool
     # Where a packet socket's filter finds the network header: behind the link-layer header, of the lengths known here.
     network: int = NETWORK
+    is_loopback: bool = False
+    peer: int = 0  # index of a veth's other end, if that is in this network namespace, too
 
 
 class Interfaces:
     """The interfaces of this network namespace, as the kernel's notifications keep them up to date.
 
-    To ask for each rule would take milliseconds. What the table says may be some microseconds old: whoever is about to
-    refuse something because of it refreshes it first."""
+    To ask for each rule would take milliseconds. What the table says may be some microseconds old; `on_change` is
+    called whenever it may have become another."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
+        self._on_change = on_change
         self._links: dict[int, Interface] = {}  # by index; has_ipv4 is filled in when asked
         self._addresses: dict[int, set[str]] = {}  # IPv4, by index
         self._refreshing = asyncio.Lock()
@@ -76,6 +80,10 @@ class Interfaces:
             for index, link in self._links.items()
         }
 
+    def addresses(self) -> set[str]:
+        """All IPv4 addresses of this host."""
+        return set().union(*self._addresses.values())
+
     async def refresh(self) -> dict[str, Interface]:
         """Ask the kernel for everything anew."""
         async with self._refreshing, AsyncIPRoute() as netlink:
@@ -87,6 +95,7 @@ class Interfaces:
             # What the lists say may be older than a notification that came while they were read.
             for message in [*addresses, *links, *self._missed]:
                 self._apply(message)
+        self._on_change()
         return self.present()
 
     async def _watch(self) -> None:
@@ -109,6 +118,8 @@ class Interfaces:
         self._apply(message)
         if self._refreshing.locked():
             self._missed.append(message)
+        else:
+            self._on_change()
 
     def _apply(self, message: Any) -> None:
         index = int(message["index"])
@@ -133,31 +144,17 @@ def _interface(message: Any) -> Interface:
         is_up=bool(int(message["flags"]) & IFF_UP),
         has_ipv4=False,
         network=LINK_HEADERS.get(int(message["ifi_type"]), NETWORK),
+        is_loopback=int(message["ifi_type"]) == LOOPBACK,
+        peer=_peer(message),
     )
+
+
+def _peer(message: Any) -> int:
+    information = _attribute(message, "IFLA_LINKINFO")
+    is_veth = information is not None and information.get_attr("IFLA_INFO_KIND") == "veth"
+    elsewhere = _attribute(message, "IFLA_LINK_NETNSID") is not None
+    return int(_attribute(message, "IFLA_LINK") or 0) if is_veth and not elsewhere else 0
 
 
 def _attribute(message: Any, name: str) -> Any:
     return message.get_attr(name)
-
-
-def find(interfaces: dict[str, Interface], name: str, what: str) -> Interface:
-    """The interface, or RuleError with those that there are."""
-    interface = interfaces.get(name)
-    if interface is None:
-        names = sorted(interfaces)
-        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-        raise RuleError(
-            f"{what}: there is no interface {name!r}", f"this host has {', '.join(names[:NAMES_SHOWN])}{more}"
-        )
-    return interface
-
-
-def find_for_output(interfaces: dict[str, Interface], name: str, what: str) -> Interface:
-    """As find, and the interface must be able to send IPv4."""
-    interface = find(interfaces, name, what)
-    if not interface.has_ipv4:
-        raise RuleError(
-            f"{what}: interface {name!r} has no IPv4 address to send from",
-            f"give it one: ip address add ADDRESS/LENGTH dev {name}",
-        )
-    return interface

@@ -7,7 +7,9 @@ Kernel facts:
   that the host has no route to (packet(7)).
 - A packet socket receives from the moment it is bound, and everything until it has joined its fanout group. So it is
   bound with a filter that drops all, and gets its real filter when the whole group stands.
-- The fanout program returns an index into the group's members in the order in which they joined.
+- The fanout program returns an index into the group's members in the order in which they joined. When the interface
+  goes down they all leave, and when it comes up join again in the order in which the sockets were made: so that has to
+  be the workers' order, too.
 - Without PACKET_IGNORE_OUTGOING (Linux 4.20) a packet socket also sees what this host sends.
 - PACKET_VNET_HDR (SOCK_RAW only) tells which frames hold several datagrams that a device merged. Before Linux 6.2 it
   knows no such frames of UDP and has the kernel drop them, uncounted by anyone who could say why.
@@ -115,14 +117,21 @@ def prepare_ingress(workers: int, ring: RingGeometry | None) -> list[socket.sock
     To set up a ring takes tens of milliseconds, since the kernel waits for its other cores (synchronize_net); all of
     them at once take as long as one."""
     with ExitStack() as stack, ThreadPoolExecutor(workers) as threads:
-        preparing = [threads.submit(_prepare_ingress, ring) for _ in range(workers)]
+        sockets = [stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)) for _ in range(workers)]
+        preparing = [threads.submit(_prepare_ingress, sock, ring) for sock in sockets]
         wait(preparing)
         for one in preparing:
-            if not one.exception():
-                stack.callback(one.result().close)
-        sockets = [one.result() for one in preparing]  # raises what went wrong
+            one.result()  # raises what went wrong
         stack.pop_all()
         return sockets
+
+
+def is_bound(sock: socket.socket, interface: Interface) -> bool:
+    """Whether the packet socket still is bound to the interface, by whatever name that goes now."""
+    try:
+        return socket.if_nametoindex(sock.getsockname()[0]) == interface.index
+    except OSError:  # it is bound to nothing
+        return False
 
 
 def tells_merged_datagrams() -> bool:
@@ -131,22 +140,16 @@ def tells_merged_datagrams() -> bool:
     return (int(major), int(minor)) >= (6, 2)
 
 
-def _prepare_ingress(ring: RingGeometry | None) -> socket.socket:
-    """A packet socket that is not bound yet and takes nothing."""
-    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-    try:
-        _set_program(sock, socket.SOL_SOCKET, SO_ATTACH_FILTER, drop_filter())
-        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
-        sock.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
-        sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-        if tells_merged_datagrams():
-            sock.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-        if ring is not None:
-            _set_up_ring(sock, ring)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+def _prepare_ingress(sock: socket.socket, ring: RingGeometry | None) -> None:
+    """Have a packet socket that is not bound yet take nothing, and as much as will fit when it does."""
+    _set_program(sock, socket.SOL_SOCKET, SO_ATTACH_FILTER, drop_filter())
+    sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+    sock.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
+    sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+    if tells_merged_datagrams():
+        sock.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+    if ring is not None:
+        _set_up_ring(sock, ring)
 
 
 def _set_up_ring(sock: socket.socket, ring: RingGeometry) -> None:

@@ -1,0 +1,113 @@
+"""The flow table: the rules that are active, as the control plane knows them.
+
+Owns each rule's record, what is known of the interfaces that rules name, and which counters are free. It is changed
+only by what the supervisor has recorded. Knows nothing of clients or channels.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from mcrelay.errors import Busy
+from mcrelay.limits import OUTPUTS_MAX, RULES_MAX
+from mcrelay.messages import Direction, InterfaceRecord, RuleFacts, RuleRecord, RuleState
+from mcrelay.rules import Rule, RuleSet, parse_rule
+
+
+class FreeNumbers:
+    """The numbers below `limit` that are not in use; those that were never used, without a list of them."""
+
+    def __init__(self, limit: int, used: set[int]) -> None:
+        self._fresh = max(used, default=-1) + 1
+        self._limit = limit
+        self._returned = deque(n for n in range(self._fresh) if n not in used)
+
+    def __len__(self) -> int:
+        return len(self._returned) + self._limit - self._fresh
+
+    def take(self) -> int:
+        if self._returned:
+            return self._returned.popleft()
+        self._fresh += 1
+        return self._fresh - 1
+
+    def give_back(self, number: int) -> None:
+        self._returned.append(number)
+
+
+@dataclass
+class FlowTable:
+    """Active rules, each with its record, and the counters that no rule uses."""
+
+    rules: RuleSet = field(default_factory=RuleSet)
+    records: dict[str, RuleRecord] = field(default_factory=dict)
+    interfaces: dict[str, InterfaceRecord] = field(default_factory=dict)  # that rules name
+    generation: int = 0
+
+    def __post_init__(self) -> None:
+        """Every counter is free that no record uses."""
+        records = self.records.values()
+        self._rule_counters = FreeNumbers(RULES_MAX, {record.counter for record in records})
+        self._output_counters = FreeNumbers(OUTPUTS_MAX, {n for record in records for n in record.output_counters})
+
+    def reserve(self, rule: Rule) -> RuleRecord:
+        """A record with counters of its own. Busy if there are too many rules."""
+        if not len(self._rule_counters) or len(self._output_counters) < len(rule.outputs):
+            raise Busy(
+                f"{len(self.records)} rules are active, there is no room for more",
+                f"at most {RULES_MAX} rules with {OUTPUTS_MAX} outputs are possible",
+            )
+        return RuleRecord(
+            input=str(rule.input),
+            outputs=tuple(map(str, rule.outputs)),
+            name=rule.name,
+            counter=self._rule_counters.take(),
+            output_counters=tuple(self._output_counters.take() for _ in rule.outputs),
+        )
+
+    def free(self, record: RuleRecord) -> None:
+        self._rule_counters.give_back(record.counter)
+        for counter in record.output_counters:
+            self._output_counters.give_back(counter)
+
+    def put(self, record: RuleRecord) -> None:
+        rule = parse_rule(record.input, record.outputs, record.name)
+        self.rules.add(rule)
+        self.records[rule.id] = record
+
+    def take(self, rule_id: str) -> None:
+        self.rules.remove(rule_id)
+        self.free(self.records.pop(rule_id))
+
+    def facts(self, rule: Rule) -> RuleFacts:
+        """The rule, and whether it works."""
+        wrong = [self._problem(rule.input.interface, "ingress")]
+        wrong_outputs = [self._problem(output.interface, "egress") for output in rule.outputs]
+        state: RuleState = (
+            "pending" if wrong[0] or all(wrong_outputs) else "partial" if any(wrong_outputs) else "active"
+        )
+        return RuleFacts(
+            id=rule.id,
+            name=rule.name,
+            input=str(rule.input),
+            outputs=tuple(map(str, rule.outputs)),
+            state=state,
+            problems=tuple(dict.fromkeys(problem for problem in wrong + wrong_outputs if problem)),
+        )
+
+    def _problem(self, interface: str, direction: Direction) -> str | None:
+        record = self.interfaces.get(interface)
+        return record.problems.get(direction) if record else None
+
+    def after(self, rule_id: str | None) -> Iterator[tuple[Rule, RuleRecord]]:
+        """Rules in the order of their addition, from behind `rule_id` on. Busy if that one is gone."""
+        if rule_id is not None and rule_id not in self.rules:
+            raise Busy("the rules changed while they were listed", "ask again from the start")
+        skipping = rule_id is not None
+        for rule in self.rules:
+            if not skipping:
+                yield rule, self.records[rule.id]
+            elif rule.id == rule_id:
+                skipping = False

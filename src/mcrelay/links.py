@@ -1,0 +1,359 @@
+"""Links: the interfaces that rules name, opened and given to the workers as far as they are there.
+
+Owns the attachments and keeps them right while interfaces come and go: a rule may name one that does not exist; when it
+appears, is deleted and made again, renamed, or changes its MTU or address, what is open there is closed or opened anew,
+groups are joined again, and the rules in the workers stay as they are. Why a direction that rules use does not work is
+kept as its problem, for people to read.
+
+Everything here happens in a turn of `changing`, so that a change of rules never sees half of it. Knows workers only as
+somebody who acknowledges commands, and never waits for one without a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
+from typing import Final, Literal
+
+from mcrelay.children import Child
+from mcrelay.counters import Page
+from mcrelay.errors import Busy, SystemRefusal
+from mcrelay.limits import RingGeometry, ring_geometry
+from mcrelay.messages import AttachInterface, DetachInterface, Direction, InterfaceRecord, Ring
+from mcrelay.net.attachments import DIRECTIONS, Attachment, Attachments, Need, group, needs
+from mcrelay.net.interfaces import Interface, Interfaces
+from mcrelay.rules import Rule
+from mcrelay.turns import in_turns
+
+log = logging.getLogger(__name__)
+
+ETHERNET_MTU: Final = 1500
+LINGER_S: Final = 5.0  # how long an interface that no rule uses any more is kept
+PROBLEM_MAX: Final = 256  # characters, messages.Text
+AGAIN_S: Final = 1.0  # after an interface that is there could not be opened
+
+
+class Links:
+    """`data`: the data plane workers. Counters of a slot that gets another interface are cleared in all `pages`.
+    `on_change` is called when a problem came or went, in a turn of its own."""
+
+    def __init__(
+        self,
+        data: Sequence[Child],
+        pages: Sequence[Page],
+        changing: asyncio.Lock,
+        *,
+        ingress: Literal["ring", "recv"],
+        ring_memory: int,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._data = data
+        self._pages = pages
+        self._changing = changing
+        self._ingress = ingress
+        self._ring_memory = ring_memory
+        self._on_change = on_change
+        self._attachments = Attachments(len(data))
+        self._moved = asyncio.Event()  # something may have happened to an interface
+        self._interfaces = Interfaces(self._moved.set)
+        self._following: asyncio.Task[None] | None = None
+        self._lingering: dict[Need, asyncio.TimerHandle] = {}  # open, and needed by no rule
+        self._expiring: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        await self._interfaces.open()
+        self._following = asyncio.create_task(self._follow())
+
+    async def close(self) -> None:
+        """No worker may be left."""
+        if self._following:
+            self._following.cancel()
+            await asyncio.wait([self._following])
+        for timer in self._lingering.values():
+            timer.cancel()
+        self._lingering.clear()
+        if self._expiring:
+            await asyncio.wait(self._expiring)
+        await self._attachments.close_all()
+        await self._interfaces.close()
+
+    # What others may know.
+
+    def slots(self) -> dict[str, int]:
+        """Of all interfaces that rules name."""
+        return self._attachments.slots()
+
+    def records(self) -> tuple[InterfaceRecord, ...]:
+        """All interfaces that rules name, and what is wrong with them."""
+        return tuple(
+            InterfaceRecord(
+                name=attachment.name,
+                slot=attachment.slot,
+                problems={d: text for d, text in attachment.problems.items() if self._is_needed(attachment, d)},
+            )
+            for attachment in self._attachments
+        )
+
+    def _is_needed(self, attachment: Attachment, direction: Direction) -> bool:
+        return self._attachments.is_needed((attachment.name, direction))
+
+    # Changes of rules.
+
+    async def provide(self, rules: list[Rule], undo: AsyncExitStack) -> None:
+        """Open what these rules need, as far as it is there, and join their groups. RuleError if they name too many
+        interfaces, SystemRefusal if the kernel will not open what is there."""
+        wanted = sorted({need for rule in rules for need in needs(rule)})
+        present = self._interfaces.present()
+        if any(name not in present for name, _direction in wanted):
+            present = await self._interfaces.refresh()  # one that was made this very moment
+        for name, direction in wanted:
+            await self._take_up((name, direction), present.get(name), undo)
+        groups = list(dict.fromkeys(group(rule) for rule in rules))
+        undo.push_async_callback(self._attachments.leave, groups)
+        await self._attachments.join(groups)
+
+    async def _take_up(self, need: Need, interface: Interface | None, undo: AsyncExitStack) -> None:
+        """If it lingers, it does so no more: it is needed again, or its interface is another one by now."""
+        name, direction = need
+        if name not in self._attachments:
+            if self._attachments.is_full:  # what lingers must not be in somebody's way
+                await self._detach_lingering(list(self._lingering))
+            slot = self._attachments.claim(name).slot
+            undo.callback(self._attachments.forget_unused, name)
+            for page in self._pages:
+                page.clear_interface(slot)
+        attachment = self._attachments[name]
+        if need in self._lingering:
+            if self._has_moved(attachment, direction, interface):
+                await self._detach_lingering([need])
+            else:
+                self._lingering.pop(need).cancel()
+                undo.callback(self._linger, need)
+        if direction not in attachment.sockets:
+            undo.push_async_callback(self._detach, need)
+        try:
+            await self._bring_up(attachment, direction, interface)
+        except SystemRefusal:
+            now = (await self._interfaces.refresh()).get(name)
+            if now == interface:
+                raise
+            await self._bring_up(attachment, direction, now)  # it was going that very moment
+
+    def admit(self, rules: list[Rule], undo: AsyncExitStack, undone: Callable[[], Iterable[Rule]]) -> None:
+        """The workers know these rules: let their packets come. `undone` has those that are to come no more if it is
+        undone."""
+        undo.callback(lambda: self._attachments.refuse(undone()))
+        try:
+            self._attachments.admit(rules)
+        except OSError as error:
+            raise SystemRefusal(f"cannot filter for these rules: {error.strerror}", "see 'dmesg'") from None
+
+    def refuse(self, rules: Iterable[Rule]) -> None:
+        """Let their packets come no more."""
+        try:
+            self._attachments.refuse(rules)
+        except OSError as error:  # packets that nobody wants reach the workers, which is all
+            log.warning("cannot filter out what went: %s", error.strerror)
+
+    def keep(self, rule: Rule) -> None:
+        """The rule is active."""
+        self._attachments.keep(rule)
+
+    def release(self, rule: Rule) -> None:
+        """It is no longer; retire() does what follows from that."""
+        self._attachments.release(rule)
+
+    async def retire(self, rules: list[Rule]) -> None:
+        """Leave and close what only these rules needed."""
+        await self._attachments.leave(group(rule) for rule in rules)
+        async for rule in in_turns(rules):
+            for need in self._attachments.unused(rule):
+                attachment = self._attachments[need[0]]
+                if need[1] not in attachment.sockets:
+                    self._attachments.forget_unused(need[0])
+                elif need[1] == "egress" or attachment.admission:
+                    self._linger(need)
+                else:  # all that arrives there would go on to the workers
+                    await self._detach(need)
+
+    async def replenish(self) -> None:
+        """Sockets for the next interface, most of which have this MTU."""
+        ring = self._ring_for(ETHERNET_MTU)
+        if ring is not None:
+            await self._attachments.replenish(ring)
+
+    # Interfaces that come and go.
+
+    async def _follow(self) -> None:
+        while True:
+            await self._moved.wait()
+            self._moved.clear()
+            async with self._changing:
+                try:
+                    await self._settle()
+                except Exception:  # whatever it is, the next notification finds us here
+                    log.exception("cannot follow the interfaces")
+                    self._again()
+            await self.replenish()  # what was opened may have come from the stock
+
+    def _again(self) -> None:
+        asyncio.get_running_loop().call_later(AGAIN_S, self._moved.set)
+
+    async def _settle(self) -> None:
+        """Make what is open agree with the interfaces that there are."""
+        present = self._interfaces.present()
+        before = self.records()
+        for attachment in self._attachments:
+            interface = present.get(attachment.name)
+            for direction in DIRECTIONS:
+                if direction in attachment.sockets and self._has_moved(attachment, direction, interface):
+                    await self._detach((attachment.name, direction))
+                if not self._is_needed(attachment, direction):
+                    continue
+                try:
+                    await self._bring_up(attachment, direction, interface)
+                except (SystemRefusal, Busy) as error:
+                    attachment.problems[direction] = error.message[:PROBLEM_MAX]
+                    self._again()
+        if self.records() != before:
+            self._tell(before)
+            self._on_change()
+
+    def _tell(self, before: tuple[InterfaceRecord, ...]) -> None:
+        """Log what came and went."""
+        known = {(r.name, d): text for r in before for d, text in r.problems.items()}
+        now = {(r.name, d): text for r in self.records() for d, text in r.problems.items()}
+        for text in dict.fromkeys(text for need, text in now.items() if known.get(need) != text):
+            log.warning("%s", text)
+        for name in dict.fromkeys(name for name, _direction in known.keys() - now.keys()):
+            if not any(needed == name for needed, _direction in now):
+                log.info("interface %s is there and in use", name)
+
+    def _has_moved(self, attachment: Attachment, direction: Direction, interface: Interface | None) -> bool:
+        """What is open there has to be closed: it is of no use, or of not enough."""
+        if interface is None or self._attachments.is_stale(attachment, direction, interface):
+            return True
+        if direction == "egress":
+            return not interface.has_ipv4
+        ring, opened = self._ring_for(interface.mtu), attachment.opened[direction]
+        # A packet that is longer than its slot is relayed, but takes a longer way.
+        return ring.frame_size > attachment.ring.frame_size if ring and attachment.ring else interface.mtu > opened.mtu
+
+    async def _bring_up(self, attachment: Attachment, direction: Direction, interface: Interface | None) -> None:
+        """Open one direction if its interface is there and it is not open; note what is wrong if it is not to be."""
+        problem = _problem(attachment.name, direction, interface)
+        if interface and not problem and direction not in attachment.sockets:
+            await self._open(attachment, direction, interface)
+        elif interface and direction == "egress" and direction in attachment.sockets:
+            await self._set_mtu(attachment, interface)
+        if problem:
+            attachment.problems[direction] = problem
+        else:
+            attachment.problems.pop(direction, None)
+
+    async def _set_mtu(self, attachment: Attachment, interface: Interface) -> None:
+        if attachment.opened["egress"].mtu != interface.mtu:
+            attachment.opened["egress"] = interface
+            await self._attach_everywhere(attachment, "egress")
+
+    async def _open(self, attachment: Attachment, direction: Direction, interface: Interface) -> None:
+        """Open sockets, give them to the workers, and let come in what rules want."""
+        ring = self._ring_for(interface.mtu)
+        try:
+            await asyncio.to_thread(self._attachments.open, attachment, interface, direction, ring)
+            await self._attach_everywhere(attachment, direction)
+            if direction == "ingress":
+                await self._attachments.rejoin(attachment)
+                self._attachments.readmit(attachment)
+        except OSError as error:
+            await self._detach((attachment.name, direction))
+            raise SystemRefusal(f"cannot filter on {attachment.name}: {error.strerror}", "see 'dmesg'") from None
+        except BaseException:
+            await self._detach((attachment.name, direction))
+            raise
+
+    def _ring_for(self, mtu: int) -> RingGeometry | None:
+        if self._ingress == "recv" or any(child.engine == "reference" for child in self._data):
+            return None
+        return ring_geometry(mtu, self._ring_memory)
+
+    # Workers.
+
+    async def attach_all(self, child: Child, direction: Direction) -> None:
+        """Give a worker's new life all that is open in this direction."""
+        for attachment in self._attachments:
+            if direction in attachment.sockets:
+                await self._attach(child, attachment, direction)
+
+    async def _attach_everywhere(self, attachment: Attachment, direction: Direction) -> None:
+        await asyncio.gather(*(self._attach(child, attachment, direction) for child in self._ready_workers()))
+
+    async def _attach(self, child: Child, attachment: Attachment, direction: Direction) -> None:
+        ticket = child.ticket()
+        ring = attachment.ring if direction == "ingress" else None
+        message = AttachInterface(
+            ticket=ticket,
+            slot=attachment.slot,
+            name=attachment.name,
+            mtu=attachment.opened[direction].mtu,
+            direction=direction,
+            ring=Ring(ring.block_size, ring.blocks, ring.frame_size) if ring else None,
+        )
+        await child.command(ticket, (message, [attachment.sockets[direction][child.index].fileno()]))
+
+    def _ready_workers(self) -> list[Child]:
+        """The data planes to tell; the others will be told everything when they come up."""
+        return [child for child in self._data if child.state == "ready"]
+
+    def _linger(self, need: Need) -> None:
+        """Nobody needs it any more, but may soon: keep it for a while, since to open it again takes some milliseconds.
+        No packet comes in by it meanwhile, since none is admitted."""
+        if need not in self._lingering:
+            self._lingering[need] = asyncio.get_running_loop().call_later(LINGER_S, self._expire, need)
+
+    def _expire(self, need: Need) -> None:
+        task = asyncio.get_running_loop().create_task(self._detach_unused(need))
+        self._expiring.add(task)
+        task.add_done_callback(self._expiring.discard)
+
+    async def _detach_unused(self, need: Need) -> None:
+        async with self._changing:
+            if need in self._lingering:
+                await self._detach(need)
+
+    async def _detach_lingering(self, unused: list[Need]) -> None:
+        for need in unused:
+            await self._detach(need)
+
+    async def _detach(self, need: Need) -> None:
+        """Take an interface's direction out of use everywhere, then close it, if it is open."""
+        name, direction = need
+        if timer := self._lingering.pop(need, None):
+            timer.cancel()
+        if name not in self._attachments or direction not in self._attachments[name].sockets:
+            return
+        attachment = self._attachments[name]
+        for child in self._ready_workers():
+            ticket, life = child.ticket(), child.restarts
+            try:
+                await child.command(
+                    ticket, (DetachInterface(ticket=ticket, slot=attachment.slot, direction=direction), ())
+                )
+            except Busy as error:
+                log.warning("%s", error)
+                child.kill_life(life)  # its next life will not know the interface
+        await self._attachments.close(attachment, direction)
+        self._attachments.forget_unused(name)
+
+
+def _problem(name: str, direction: Direction, interface: Interface | None) -> str | None:
+    """Why rules cannot use the interface in this direction now; None if they can."""
+    if interface is None:
+        return f"there is no interface {name!r}"
+    if not interface.is_up:
+        return f"interface {name!r} is down (ip link set {name} up)"
+    if direction == "egress" and not interface.has_ipv4:
+        return f"interface {name!r} has no IPv4 address to send from (ip address add ADDRESS/LENGTH dev {name})"
+    return None
