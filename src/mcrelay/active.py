@@ -20,10 +20,11 @@ from typing import Final, Literal
 
 from mcrelay.children import Child
 from mcrelay.counters import Page
+from mcrelay.cycles import check_no_cycle
 from mcrelay.errors import Busy, RuleError
 from mcrelay.links import Links
 from mcrelay.messages import AddRule, InterfaceRecord, RemoveRule, RuleRecord, SyncRules, in_frames
-from mcrelay.rules import Rule, RuleSet, parse_rule
+from mcrelay.rules import Rule, RuleSet, Target, parse_rule
 from mcrelay.turns import in_turns
 
 log = logging.getLogger(__name__)
@@ -186,6 +187,16 @@ class ActiveRules:
                 raise RuleError(f"rule {active.rule.label} would be counted with another")
             self._rules.check_addable(active.rule, unless=going)
             after.add(active.rule)
+        await self._check_cycles(after, going)
+
+    async def _check_cycles(self, added: RuleSet, going: RuleSet) -> None:
+        def find(target: Target) -> Rule | None:
+            there = self._rules.fed_by(target)
+            return added.fed_by(target) or (there if there and there.id not in going else None)
+
+        heard = self._links.heard()
+        async for rule in in_turns(added):
+            check_no_cycle(rule, find, heard)
 
     async def _wait_for_owners(self, rules: Iterable[Rule]) -> None:
         """Workers that must know a change have to be alive for it: give one that is being restarted some time."""

@@ -96,6 +96,16 @@ class Links:
             for attachment in self._attachments
         )
 
+    def heard(self) -> dict[str, list[str]]:
+        """For each interface whose other end is in this host, too: the interfaces that hear what it sends."""
+        present = self._interfaces.present()
+        names = {interface.index: name for name, interface in present.items()}
+        return {
+            name: [name if interface.is_loopback else names[interface.peer]]
+            for name, interface in present.items()
+            if interface.is_loopback or interface.peer in names
+        }
+
     def _is_needed(self, attachment: Attachment, direction: Direction) -> bool:
         return self._attachments.is_needed((attachment.name, direction))
 

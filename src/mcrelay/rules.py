@@ -27,6 +27,7 @@ from mcrelay.limits import RULE_OUTPUTS_MAX
 from mcrelay.steering import steer
 
 Address = IPv4Address | IPv6Address
+Target = tuple[Address, int | None, str]  # address, port, interface: what one rule sends to and another takes
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RULE_ID: Final = re.compile(r"[0-9a-f]{12}")
@@ -54,6 +55,10 @@ class Input:
     interface: str
     source: Address | None = None
     prefix: int | None = None
+
+    @property
+    def target(self) -> Target:
+        return self.group, self.port, self.interface
 
     def __str__(self) -> str:
         source = f"{self.source}@" if self.source else ""
@@ -114,7 +119,7 @@ def parse_rule(input: str, outputs: Iterable[str], name: str | None = None) -> R
     if len(texts) > RULE_OUTPUTS_MAX:
         raise RuleError(f"rule {input!r} has {len(texts)} outputs", f"at most {RULE_OUTPUTS_MAX} are possible")
     parsed_outputs: list[Output] = []
-    taken = {(parsed_input.group, parsed_input.port, parsed_input.interface)}
+    taken = {parsed_input.target}
     for text in texts:
         output = parse_output(text)
         target = (output.address, output.port, output.interface)
@@ -268,6 +273,7 @@ class RuleSet:
 
     _by_id: dict[str, Rule] = field(default_factory=dict)
     _by_name: dict[str, Rule] = field(default_factory=dict)
+    _by_target: dict[Target, Rule] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rules: Iterable[Rule]) -> RuleSet:
@@ -301,14 +307,20 @@ class RuleSet:
     def add(self, rule: Rule) -> None:
         self.check_addable(rule)
         self._by_id[rule.id] = rule
+        self._by_target[rule.input.target] = rule
         if rule.name is not None:
             self._by_name[rule.name] = rule
 
     def remove(self, rule_id: str) -> Rule:
         rule = self._by_id.pop(rule_id)
+        del self._by_target[rule.input.target]
         if rule.name is not None:
             del self._by_name[rule.name]
         return rule
+
+    def fed_by(self, target: Target) -> Rule | None:
+        """The rule that takes what is sent there."""
+        return self._by_target.get(target)
 
     def find(self, name_or_id: str) -> Rule:
         """RuleError if no rule is called that."""
