@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from mcrelay.children import Child
+from mcrelay.codec import in_frames
 from mcrelay.counters import Page
 from mcrelay.cycles import check_no_cycle
 from mcrelay.errors import Busy, RuleError
 from mcrelay.links import Links
-from mcrelay.messages import AddRule, InterfaceRecord, RemoveRule, RuleRecord, SyncRules, in_frames
+from mcrelay.messages import AddRule, InterfaceRecord, RemoveRule, RuleRecord, SyncRules
 from mcrelay.rules import Rule, RuleSet, Target, parse_rule
 from mcrelay.turns import in_turns
 

@@ -23,9 +23,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from mcrelay.codec import Codec, encode
 from mcrelay.errors import Busy
 from mcrelay.frames import FrameReader, Malformed
-from mcrelay.messages import Codec, Message, encode
+from mcrelay.messages import Message
 
 log = logging.getLogger(__name__)
 

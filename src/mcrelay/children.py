@@ -19,9 +19,10 @@ from typing import Final, Literal
 
 from mcrelay import process
 from mcrelay.channel import Channel
+from mcrelay.codec import Codec
 from mcrelay.errors import Busy
 from mcrelay.frames import Malformed
-from mcrelay.messages import Acknowledge, ChannelName, Codec, Failed, Message, ProcessFacts, Ready, Shutdown, Start
+from mcrelay.messages import Acknowledge, ChannelName, Failed, Message, ProcessFacts, Ready, Shutdown, Start
 from mcrelay.spare import Started, start
 
 log = logging.getLogger(__name__)

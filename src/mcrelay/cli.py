@@ -16,9 +16,10 @@ import click
 
 from mcrelay import __version__, cli_traffic
 from mcrelay.client import DEFAULT_SOCKET, Client
+from mcrelay.codec import json_text, to_json
 from mcrelay.errors import EXIT_CODES, Error, UsageError
 from mcrelay.limits import LATENCY_BUDGET_US_DEFAULT, LATENCY_BUDGET_US_MAX, RING_MEMORY_DEFAULT, WORKERS_MAX
-from mcrelay.messages import ProcessFacts, RuleFacts, Stats, json_text, to_json
+from mcrelay.messages import ProcessFacts, RuleFacts, Stats
 
 WATCH_S: Final = 1.0
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
+from mcrelay.codec import Codec, encode, in_frames
 from mcrelay.errors import Busy, Error, NotPermitted, Unavailable
 from mcrelay.frames import FrameReader, Malformed
 from mcrelay.messages import (
@@ -25,7 +26,6 @@ from mcrelay.messages import (
     Added,
     Change,
     Changed,
-    Codec,
     Failure,
     GetStats,
     GetVersion,
@@ -46,8 +46,6 @@ from mcrelay.messages import (
     Stats,
     Version,
     Workers,
-    encode,
-    in_frames,
 )
 
 DEFAULT_SOCKET: Final = "/run/mcrelay/control.sock"

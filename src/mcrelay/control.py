@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 
 from mcrelay import __version__, counters, worker
 from mcrelay.channel import Channel
+from mcrelay.codec import Codec, in_frames
 from mcrelay.errors import Busy, Error, RuleError
 from mcrelay.flowtable import FlowTable
 from mcrelay.frames import Malformed
@@ -32,7 +33,6 @@ from mcrelay.messages import (
     Change,
     Changed,
     Client,
-    Codec,
     Failure,
     GetProcesses,
     GetStats,
@@ -65,7 +65,6 @@ from mcrelay.messages import (
     Version,
     Workers,
     WorkerStats,
-    in_frames,
 )
 from mcrelay.process import name_process
 from mcrelay.rules import Rule, RuleSet, parse_rule

@@ -22,6 +22,7 @@ from typing import Final
 
 from mcrelay import counters, worker
 from mcrelay.channel import Channel
+from mcrelay.codec import Codec
 from mcrelay.engines.base import Engine
 from mcrelay.errors import EXIT_CODES, Busy, Error, SystemRefusal
 from mcrelay.frames import Malformed
@@ -30,7 +31,6 @@ from mcrelay.messages import (
     Acknowledge,
     AddRule,
     AttachInterface,
-    Codec,
     DetachInterface,
     Direction,
     Failed,

@@ -23,6 +23,7 @@ from typing import Final, Literal
 from mcrelay import __version__, counters, process
 from mcrelay.active import ActiveRules
 from mcrelay.children import MODULES, Child
+from mcrelay.codec import in_frames
 from mcrelay.errors import Busy, Error, SystemRefusal, UsageError
 from mcrelay.limits import RULES_MAX
 from mcrelay.listener import Listener
@@ -43,7 +44,6 @@ from mcrelay.messages import (
     RuleRecord,
     Start,
     Stats,
-    in_frames,
 )
 from mcrelay.spare import Spare
 

@@ -16,8 +16,9 @@ from typing import Final, Literal, Protocol
 
 from mcrelay import __version__, process
 from mcrelay.channel import Channel
+from mcrelay.codec import Codec
 from mcrelay.errors import EXIT_CODES
-from mcrelay.messages import Codec, Message, Start
+from mcrelay.messages import Message, Start
 
 log = logging.getLogger(__name__)
 

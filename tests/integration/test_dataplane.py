@@ -15,13 +15,13 @@ import pytest
 
 from mcrelay import __version__, counters, dataplane
 from mcrelay.channel import Channel
+from mcrelay.codec import Codec
 from mcrelay.dataplane import DataPlane
 from mcrelay.limits import RingGeometry
 from mcrelay.messages import (
     Acknowledge,
     AddRule,
     AttachInterface,
-    Codec,
     DetachInterface,
     Message,
     Ready,

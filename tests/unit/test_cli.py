@@ -26,13 +26,13 @@ import pytest
 from mcrelay import __version__, service
 from mcrelay.cli import cli
 from mcrelay.client import DEFAULT_SOCKET, Client
+from mcrelay.codec import Codec, encode
 from mcrelay.errors import EXIT_CODES, Busy, Error, NotPermitted, Unavailable, UsageError
 from mcrelay.frames import FRAME_MAX, HEADER, FrameReader, Malformed
 from mcrelay.messages import (
     PROTOCOL,
     Add,
     Added,
-    Codec,
     Failure,
     GetStats,
     GetVersion,
@@ -52,7 +52,6 @@ from mcrelay.messages import (
     Stats,
     Version,
     Workers,
-    encode,
 )
 from mcrelay.process import check_privileges
 

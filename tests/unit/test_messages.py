@@ -20,13 +20,13 @@ from msgspec import inspect
 
 from mcrelay import frames, messages
 from mcrelay.channel import QUEUE_MAX
+from mcrelay.codec import Codec, encode, in_frames
 from mcrelay.frames import FRAME_MAX, HEADER, FrameReader, Malformed
 from mcrelay.limits import INTERFACES_MAX, OUTPUTS_MAX, RULE_OUTPUTS_MAX, RULES_MAX, WORKERS_MAX
 from mcrelay.messages import (
     PERMITTED,
     Add,
     ChannelName,
-    Codec,
     Failure,
     GetVersion,
     InterfaceRecord,
@@ -41,8 +41,6 @@ from mcrelay.messages import (
     Start,
     SyncRules,
     Version,
-    encode,
-    in_frames,
 )
 
 Row = tuple[ChannelName, Role, Role]

@@ -79,7 +79,8 @@ def reached(name: str) -> set[str]:
 PURE = sorted(
     name
     for name in MODULES
-    if name.removeprefix("mcrelay.") in ("rules", "cycles", "messages", "frames", "counters", "limits", "steering")
+    if name.removeprefix("mcrelay.")
+    in ("rules", "cycles", "messages", "codec", "frames", "counters", "limits", "steering")
     or name.startswith("mcrelay.protocols")
 )
 
