@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -30,19 +32,24 @@ STOP_S: Final = 10.0
 class Daemon:
     """A context manager: the daemon is ready inside it and gone behind it."""
 
-    def __init__(self, namespace: Namespace, *options: str, program: Sequence[str] = (PROGRAM,)) -> None:
-        """`program` is what stands before `run`, for tests that change something about it."""
+    def __init__(
+        self, namespace: Namespace, *options: str, program: Sequence[str] = (PROGRAM,), directory: Path | None = None
+    ) -> None:
+        """`program` is what stands before `run`, for tests that change something about it. `directory`, where the
+        socket is to be, is the caller's."""
         self.namespace = namespace
-        self._directory = tempfile.TemporaryDirectory(prefix="mcrelay-lab-")
+        self._own = ExitStack()  # what goes with us
+        path = directory or Path(self._own.enter_context(tempfile.TemporaryDirectory(prefix="mcrelay-lab-")))
         # A client may run as anybody: the socket's own mode decides.
-        os.chmod(self._directory.name, 0o755)
-        self.socket = f"{self._directory.name}/control.sock"
+        path.chmod(0o755)
+        self.socket = str(path / "control.sock")
         self._lines: list[str] = []
         self.process = namespace.popen(
             *(*program, "run", "--socket", self.socket, *options),
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
         )
+        self.pid = self.process.pid  # of the supervisor, which is another one's after an upgrade
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -97,11 +104,31 @@ class Daemon:
                 f"data/{p.index}" if p.role == "data" else p.role: p.pid for p in client.workers() if p.pid is not None
             }
 
+    def upgrade(self) -> int:
+        """`mcrelay upgrade`; the old process has gone on return. The new one's pid."""
+        self.pid = int(self.json("upgrade")["pid"])
+        assert self.process.wait(STOP_S) == 0, self.log
+        return self.pid
+
+    def _await_successor(self) -> None:
+        """The end of a process that is not our child, told to stop."""
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+            ended, _, _ = select.select([pidfd], [], [], STOP_S)
+            if not ended:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                raise TimeoutError(f"the daemon {self.pid} did not stop")
+        finally:
+            os.close(pidfd)
+
     def stop(self, *, check: bool = True) -> None:
         """SIGTERM, as systemd does; the daemon must go, and with it everything it made."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
+            if self.pid != self.process.pid:
+                self._await_successor()
             code = self.process.wait(STOP_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
@@ -110,7 +137,7 @@ class Daemon:
         finally:
             self._reader.join(2)
             left = os.path.exists(self.socket)
-            self._directory.cleanup()
+            self._own.close()
         if check:
             assert code == 0, f"the daemon exited with {code}:\n{self.log}"
             assert not left, "the daemon left its socket behind"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -23,8 +23,9 @@ from mcrelay.codec import in_frames
 from mcrelay.counters import Page
 from mcrelay.cycles import check_no_cycle
 from mcrelay.errors import Busy, RuleError
+from mcrelay.handover import Heritage
 from mcrelay.links import Links
-from mcrelay.messages import AddRule, InterfaceRecord, RemoveRule, RuleRecord, SyncRules
+from mcrelay.messages import AddRule, InheritRules, InterfaceRecord, Message, RemoveRule, RuleRecord, SyncRules
 from mcrelay.rules import Rule, RuleSet, Target, parse_rule
 from mcrelay.turns import in_turns
 
@@ -93,6 +94,29 @@ class ActiveRules:
     def interfaces(self) -> tuple[InterfaceRecord, ...]:
         """All interfaces that active rules name."""
         return self._links.records()
+
+    # Handover.
+
+    def will(self) -> Iterator[tuple[Message, list[int]]]:
+        """What a successor needs to forward as we do; in a turn of the caller's."""
+        yield from self._links.will()
+        for piece, last in in_frames(self.records()):
+            yield InheritRules(rules=piece, complete=last), []
+
+    def adopt(self, heritage: Heritage) -> None:
+        """Have a predecessor's rules and all that they need, but leave the packet sockets to it until take_over()."""
+        adopted = [Active(parse_rule(r.input, r.outputs, r.name), r) for r in heritage.rules]
+        for active in adopted:
+            self._note(active)
+        self.generation = heritage.first.generation
+        self._links.adopt(heritage, [active.rule for active in adopted])
+
+    async def take_over(self) -> None:
+        """Nobody else reads the packet sockets any more: forward."""
+        async with self.changing:
+            for child in self._data:
+                self.settle(child)  # what the predecessor's worker had in hand, should it have been killed
+            await self._links.take_over()
 
     # Workers.
 
@@ -175,17 +199,16 @@ class ActiveRules:
     async def _check(self, added: list[Active], removed: list[Active]) -> None:
         """RuleError if the change cannot follow what is active now."""
         after, going = RuleSet(), RuleSet.of(active.rule for active in removed)
-        freed = {a.record.counter for a in removed}
-        freed_by_outputs = {counter for a in removed for counter in a.record.output_counters}
+        counters = self._rule_counters - {a.record.counter for a in removed}
+        output_counters = self._output_counters - {n for a in removed for n in a.record.output_counters}
         async for active in in_turns(added):
             record = active.record
-            if len(record.output_counters) != len(active.rule.outputs):
+            if len(set(record.output_counters)) != len(active.rule.outputs):
                 raise RuleError(f"rule {active.rule.label} does not say where its outputs are counted")
-            used_by_outputs = self._output_counters.intersection(record.output_counters)
-            if (
-                record.counter in self._rule_counters and record.counter not in freed
-            ) or used_by_outputs - freed_by_outputs:
+            if record.counter in counters or not output_counters.isdisjoint(record.output_counters):
                 raise RuleError(f"rule {active.rule.label} would be counted with another")
+            counters.add(record.counter)
+            output_counters.update(record.output_counters)
             self._rules.check_addable(active.rule, unless=going)
             after.add(active.rule)
         await self._check_cycles(after, going)
@@ -270,14 +293,17 @@ class ActiveRules:
                 del self._of_worker[owner][active.rule.id]
             self._links.release(active.rule)
         async for active in in_turns(added):
-            self._rules.add(active.rule)
-            self._active[active.rule.id] = active
-            self._rule_counters.add(active.record.counter)
-            self._output_counters.update(active.record.output_counters)
-            for owner in active.rule.owners(self._workers):
-                self._of_worker[owner][active.rule.id] = active
+            self._note(active)
             self._links.keep(active.rule)
         self.generation += 1
+
+    def _note(self, active: Active) -> None:
+        self._rules.add(active.rule)
+        self._active[active.rule.id] = active
+        self._rule_counters.add(active.record.counter)
+        self._output_counters.update(active.record.output_counters)
+        for owner in active.rule.owners(self._workers):
+            self._of_worker[owner][active.rule.id] = active
 
     async def replenish(self) -> None:
         """Sockets for the next interface."""

@@ -114,6 +114,7 @@ def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     help="How long a packet may wait for others at high rates, which then cost less together; 0: none waits.",
 )
 @click.option("--busy-poll", is_flag=True, help="Never sleep: a whole core per worker for the lowest latency.")
+@click.option("--no-restore", is_flag=True, help="Start without the rules that the last daemon on this socket had.")
 @click.option("--debug", is_flag=True, help="Log more, and report whatever blocks an event loop.")
 def run(
     path: str,
@@ -125,6 +126,7 @@ def run(
     ring_mib: int,
     latency_budget_us: int,
     busy_poll: bool,
+    no_restore: bool,
     debug: bool,
 ) -> None:
     """Run the daemon in the foreground, until SIGTERM or Ctrl-C. Needs root, or CAP_NET_RAW and CAP_NET_ADMIN.
@@ -144,6 +146,7 @@ def run(
         latency_budget_us=latency_budget_us,
         busy_poll=busy_poll,
         debug=debug,
+        restore=not no_restore,
     )
 
 
@@ -382,6 +385,24 @@ def restart_worker(index: int, as_json: bool, path: str) -> None:
         _print_json(restarted)
     else:
         click.echo(f"data/{restarted.index}: replaced, its process is {restarted.pid}")
+
+
+@cli.command()
+@_json_option
+@_socket_option
+def upgrade(as_json: bool, path: str) -> None:
+    """Have the program, as it is installed now, take the place of the running daemon. Nothing is lost: sockets, rules
+    and counters go on. If the new one does not become ready, the old one carries on. SIGUSR2 does the same.
+
+    \b
+    Example: apt install ./mcrelay.deb && mcrelay upgrade
+    """
+    with Client(path) as client:
+        upgraded = client.upgrade()
+    if as_json:
+        _print_json(upgraded)
+    else:
+        click.echo(f"upgraded: the daemon is process {upgraded.pid} now")
 
 
 @cli.command()

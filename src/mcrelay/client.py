@@ -44,12 +44,15 @@ from mcrelay.messages import (
     RuleStats,
     RuleText,
     Stats,
+    Upgrade,
+    Upgraded,
     Version,
     Workers,
 )
 
 DEFAULT_SOCKET: Final = "/run/mcrelay/control.sock"
 TIMEOUT_S: Final = 15.0
+UPGRADE_S: Final = 35.0  # for the new daemon to start and take over, or not
 NAMES_PER_FRAME: Final = 8000  # of 64 characters
 READ_SIZE: Final = 64 * 1024
 
@@ -167,6 +170,12 @@ class Client:
     def restart_worker(self, index: int) -> Restarted:
         """Put another process in a data plane's place; when it returns, that one forwards. Nothing is lost."""
         return self._ask(RestartWorker(id=self._next_id(), index=index), Restarted)
+
+    def upgrade(self) -> Upgraded:
+        """Have the program, as it is installed now, take the place of the running daemon; when it returns, the new one
+        forwards. Nothing is lost. This connection ends with the old one."""
+        self._sock.settimeout(UPGRADE_S)
+        return self._ask(Upgrade(id=self._next_id()), Upgraded)
 
     # The wire.
 

@@ -1,4 +1,4 @@
-"""The codec: from messages to frames and back.
+"""The codec: who may say which message where, and the way from messages to frames and back.
 
 A frame is a 4-byte big-endian length and as many bytes of one JSON object, tagged by "type", at most FRAME_MAX.
 Decoding is strict: an unknown type, an unknown or missing field, a wrong type or a number out of range is an error,
@@ -14,11 +14,137 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from mcrelay.frames import FRAME_MAX, HEADER, Malformed
-from mcrelay.messages import PERMITTED, ChannelName, Message, Role, RuleRecord, RuleText
+from mcrelay.messages import (
+    Acknowledge,
+    Add,
+    Added,
+    AddRule,
+    Applied,
+    ApplyRules,
+    AttachInterface,
+    Change,
+    Changed,
+    ChannelName,
+    Client,
+    DetachInterface,
+    Failed,
+    Failure,
+    GetProcesses,
+    GetStats,
+    GetVersion,
+    GetWorkers,
+    HandedOver,
+    HandOver,
+    Inherit,
+    InheritInterface,
+    InheritMemberships,
+    InheritRules,
+    ListRules,
+    Message,
+    Ping,
+    Pong,
+    Prepared,
+    Probe,
+    Proceed,
+    Processes,
+    Ready,
+    RecordRules,
+    Refused,
+    Remove,
+    Removed,
+    RemoveRule,
+    Replaced,
+    ReplaceWorker,
+    Restarted,
+    RestartWorker,
+    Role,
+    RuleRecord,
+    Rules,
+    RuleText,
+    Shutdown,
+    Start,
+    Stats,
+    SyncRules,
+    TookOver,
+    Upgrade,
+    Upgraded,
+    Version,
+    Workers,
+)
 
 PIECE_MAX: Final = 768 * 1024  # bytes of rules in one frame of several, with room for what stands around them
 RECORD_BYTES: Final = 256  # of a rule's record without its outputs, at most
 OUTPUT_BYTES: Final = 64  # of an output's text and counter, at most
+
+# Who may say what where.
+PERMITTED: Final[dict[tuple[ChannelName, Role, Role], tuple[type[Message], ...]]] = {
+    ("supervisor_sock", "supervisor", "control"): (Start, Client, RecordRules, Shutdown),
+    ("supervisor_sock", "supervisor", "data"): (Start,),
+    ("request_sock", "control", "supervisor"): (
+        Ready,
+        Failed,
+        ApplyRules,
+        ReplaceWorker,
+        HandOver,
+        GetProcesses,
+        Rules,
+        Stats,
+    ),
+    ("request_sock", "supervisor", "control"): (
+        Applied,
+        Refused,
+        Replaced,
+        HandedOver,
+        Processes,
+        ListRules,
+        GetStats,
+    ),
+    ("request_sock", "data", "supervisor"): (Ready, Failed, Acknowledge),
+    ("request_sock", "supervisor", "data"): (),
+    ("command_sock", "supervisor", "data"): (
+        AttachInterface,
+        DetachInterface,
+        AddRule,
+        RemoveRule,
+        SyncRules,
+        Probe,
+        Shutdown,
+    ),
+    ("client", "client", "control"): (
+        Ping,
+        GetVersion,
+        Add,
+        Remove,
+        Change,
+        ListRules,
+        GetStats,
+        GetWorkers,
+        RestartWorker,
+        Upgrade,
+    ),
+    ("client", "control", "client"): (
+        Pong,
+        Version,
+        Added,
+        Removed,
+        Changed,
+        Rules,
+        Stats,
+        Workers,
+        Restarted,
+        Upgraded,
+        Failure,
+    ),
+    ("handover_sock", "supervisor", "successor"): (
+        Inherit,
+        InheritInterface,
+        InheritMemberships,
+        InheritRules,
+        Proceed,
+    ),
+    ("handover_sock", "successor", "supervisor"): (Prepared, TookOver, Failed),
+}
+# A worker never speaks on supervisor_sock or command_sock; what it sends there is malformed.
 
 
 class _Nothing(msgspec.Struct, frozen=True, tag_field="type", tag="nothing"):

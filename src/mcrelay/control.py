@@ -38,6 +38,8 @@ from mcrelay.messages import (
     GetStats,
     GetVersion,
     GetWorkers,
+    HandedOver,
+    HandOver,
     InterfaceFacts,
     InterfaceRecord,
     ListRules,
@@ -62,6 +64,8 @@ from mcrelay.messages import (
     Shutdown,
     Start,
     Stats,
+    Upgrade,
+    Upgraded,
     Version,
     Workers,
     WorkerStats,
@@ -79,6 +83,8 @@ MALFORMED_MAX: Final = 16  # of one client, before it is sent away
 CHANGE_MAX: Final = 8 * 1024 * 1024  # bytes of one change, all its pieces together: 60,000 outputs
 TEXT_OVERHEAD: Final = 64  # bytes of memory of a text besides its characters
 SUPERVISOR_S: Final = 10.0  # for the answer to one request
+UPGRADE_S: Final = 30.0
+FINISH_S: Final = 0.5  # for requests that are under way at the end
 OUTPUTS_PER_REPLY: Final = 1500  # of rules listed, so that a reply fits a frame (about 300 bytes each)
 
 Reply = TypeVar("Reply", bound=Message)
@@ -253,9 +259,16 @@ class ControlPlane:
             case RecordRules():
                 self._record(message)
             case Shutdown():
-                for client in list(self._clients):
-                    client.close()
-                self._life.end()
+                self.keep(asyncio.get_running_loop().create_task(self._finish()))
+
+    async def _finish(self) -> None:
+        """Answer what is about to be answered, and exit."""
+        under_way = self._tasks - {asyncio.current_task()}
+        if under_way:
+            await asyncio.wait(under_way, timeout=FINISH_S)
+        for client in list(self._clients):
+            client.close()
+        self._life.end()
 
     def _accept(self, peer: Client, descriptor: int) -> None:
         sock = socket.socket(fileno=descriptor)
@@ -292,7 +305,7 @@ class ControlPlane:
 
     def _from_requests(self, message: Message, descriptors: list[int]) -> None:
         match message:
-            case Applied() | Refused() | Replaced() | Processes():
+            case Applied() | Refused() | Replaced() | HandedOver() | Processes():
                 future = self._asked.pop(message.id, None)
                 if future and not future.done():
                     future.set_result(message)
@@ -305,7 +318,9 @@ class ControlPlane:
         except (Error, ConnectionError) as error:
             log.warning("cannot answer the supervisor's %s: %s", type(message).__name__, error)
 
-    async def _ask(self, make: Callable[[int], Iterable[Message]], expect: type[Reply]) -> Reply:
+    async def _ask(
+        self, make: Callable[[int], Iterable[Message]], expect: type[Reply], patience_s: float = SUPERVISOR_S
+    ) -> Reply:
         """Ask the supervisor, in one message or several. The Error of a refusal; Unanswered if it does not answer."""
         self._last_id += 1
         request_id = self._last_id
@@ -314,7 +329,7 @@ class ControlPlane:
         try:
             for message in make(request_id):
                 self._requests.send(message)
-            reply = await asyncio.wait_for(future, SUPERVISOR_S)
+            reply = await asyncio.wait_for(future, patience_s)
         except TimeoutError:
             raise Unanswered("the supervisor does not answer", "its log says more") from None
         finally:
@@ -349,6 +364,9 @@ class ControlPlane:
             case GetWorkers():
                 processes = await self._ask(lambda i: [GetProcesses(id=i)], Processes)
                 return Workers(id=message.id, processes=processes.processes)
+            case Upgrade():
+                handed = await self._ask(lambda i: [HandOver(id=i)], HandedOver, UPGRADE_S)
+                return Upgraded(id=message.id, pid=handed.pid)
             case RestartWorker():
                 replaced = await self._ask(lambda i: [ReplaceWorker(id=i, index=message.index)], Replaced)
                 return Restarted(id=message.id, index=message.index, pid=replaced.pid)

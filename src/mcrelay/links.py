@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Final, Literal
 
 from mcrelay.children import Child
 from mcrelay.counters import Page
 from mcrelay.errors import Busy, SystemRefusal
+from mcrelay.handover import Heritage
 from mcrelay.limits import RingGeometry, ring_geometry
-from mcrelay.messages import AttachInterface, DetachInterface, Direction, InterfaceRecord, Ring
+from mcrelay.messages import AttachInterface, DetachInterface, Direction, InterfaceRecord, Message, Ring
 from mcrelay.net.attachments import DIRECTIONS, Attachment, Attachments, Need, group, needs
 from mcrelay.net.interfaces import Interface, Interfaces
 from mcrelay.rules import Rule
@@ -61,6 +62,7 @@ class Links:
         self._following: asyncio.Task[None] | None = None
         self._lingering: dict[Need, asyncio.TimerHandle] = {}  # open, and needed by no rule
         self._expiring: set[asyncio.Task[None]] = set()
+        self._is_held = False
 
     async def open(self) -> None:
         await self._interfaces.open()
@@ -108,6 +110,32 @@ class Links:
 
     def _is_needed(self, attachment: Attachment, direction: Direction) -> bool:
         return self._attachments.is_needed((attachment.name, direction))
+
+    # Handover.
+
+    def will(self) -> Iterator[tuple[Message, list[int]]]:
+        """What a successor needs to go on with these interfaces; in a turn of the caller's."""
+        return self._attachments.will()
+
+    def adopt(self, heritage: Heritage, rules: Iterable[Rule]) -> None:
+        """Go on with a predecessor's interfaces and rules, but leave the packet sockets to it until take_over()."""
+        self._is_held = True
+        for interface, descriptors in heritage.interfaces:
+            self._attachments.adopt_interface(interface, descriptors)
+        for memberships, descriptor in heritage.memberships:
+            self._attachments.adopt_memberships(memberships, descriptor)
+        for rule in rules:
+            for name, _direction in sorted(needs(rule)):
+                self._attachments.claim(name)
+            self._attachments.keep(rule)
+        self._attachments.admit(rules)
+
+    async def take_over(self) -> None:
+        """Nobody else reads the packet sockets any more."""
+        self._is_held = False
+        for child in self._ready_workers():
+            await self.attach_all(child, "ingress")
+        self._moved.set()  # what happened meanwhile
 
     # Changes of rules.
 
@@ -201,6 +229,8 @@ class Links:
             await self._moved.wait()
             self._moved.clear()
             async with self._changing:
+                if self._is_held:
+                    continue
                 try:
                     await self._settle()
                 except Exception:  # whatever it is, the next notification finds us here
@@ -293,6 +323,8 @@ class Links:
 
     async def attach_all(self, child: Child, direction: Direction) -> None:
         """Give a worker's new life all that is open in this direction."""
+        if self._is_held and direction == "ingress":
+            return
         for attachment in self._attachments:
             if direction in attachment.sockets:
                 await self._attach(child, attachment, direction)

@@ -40,15 +40,16 @@ CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 
 class Listener:
-    """Binds `path`, mode 0660, group mcrelay if there is one. Error with its code if that cannot be."""
+    """Binds `path`, mode 0660, group mcrelay if there is one. Error with its code if that cannot be. Or goes on with
+    the socket `inherited`, which is bound there already."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, inherited: int | None = None) -> None:
         self.path = path
         if not path.startswith("/") or len(os.fsencode(path)) > PATH_MAX:
             raise UsageError(f"--socket {path!r} is not possible", f"give an absolute path of up to {PATH_MAX} bytes")
         gid = group_id(GROUP)
         self._gid = gid if gid is not None else os.getegid()
-        self._sock = self._bind()
+        self._sock = self._bind() if inherited is None else socket.socket(fileno=inherited)
         self._inode = os.stat(path).st_ino
         self._listening = False
 
@@ -129,6 +130,14 @@ class Listener:
         if self._listening:
             self._listening = False
             asyncio.get_running_loop().remove_reader(self._sock.fileno())
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def leave(self) -> None:
+        """Somebody else goes on with the socket."""
+        self.shut()
+        self._sock.close()
 
     def close(self) -> None:
         self.shut()

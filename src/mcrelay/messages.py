@@ -1,6 +1,6 @@
 """Messages: everything that processes of mcrelay, and its clients, say to each other.
 
-Owns every message type and who may say it on which channel; codec.py has the way to bytes and back. Descriptors travel
+Owns every message type; codec.py has who may say it where, and the way to bytes and back. Descriptors travel
 beside a message (SCM_RIGHTS); `descriptors()` says how many belong to it.
 
     channel          from -> to                     what
@@ -8,6 +8,7 @@ beside a message (SCM_RIGHTS); `descriptors()` says how many belong to it.
     request_sock     any worker <-> supervisor      requests and replies by id, Ready, Acknowledge
     command_sock     supervisor -> data plane       interfaces, rules, Shutdown
     client           client <-> control plane       the API (docs/protocol.md)
+    handover_sock    supervisor <-> its successor   what outlives a daemon
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from mcrelay.limits import (
     WORKERS_MAX,
 )
 
-ChannelName = Literal["supervisor_sock", "request_sock", "command_sock", "client"]
-Role = Literal["supervisor", "control", "data", "client"]
+ChannelName = Literal["supervisor_sock", "request_sock", "command_sock", "client", "handover_sock"]
+Role = Literal["supervisor", "control", "data", "client", "successor"]
 Direction = Literal["ingress", "egress"]
 
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
@@ -179,6 +180,17 @@ class ReplaceWorker(Message, frozen=True):
 
 
 class Replaced(Message, frozen=True):
+    id: Id
+    pid: int
+
+
+class HandOver(Message, frozen=True):
+    """Have a new daemon take the place of this one."""
+
+    id: Id
+
+
+class HandedOver(Message, frozen=True):
     id: Id
     pid: int
 
@@ -442,6 +454,17 @@ class Restarted(Message, frozen=True):
     pid: int
 
 
+class Upgrade(Message, frozen=True):
+    """Have the program, as it is installed now, take the place of the running daemon; nothing is lost."""
+
+    id: Id
+
+
+class Upgraded(Message, frozen=True):
+    id: Id
+    pid: int  # of the new daemon
+
+
 class GetWorkers(Message, frozen=True):
     id: Id
 
@@ -460,55 +483,68 @@ class Failure(Message, frozen=True):
     hint: LongText
 
 
-PROTOCOL: Final = 1
+# --- handover_sock ---------------------------------------------------------------------------------------------------
 
-# Who may say what where.
-PERMITTED: Final[dict[tuple[ChannelName, Role, Role], tuple[type[Message], ...]]] = {
-    ("supervisor_sock", "supervisor", "control"): (Start, Client, RecordRules, Shutdown),
-    ("supervisor_sock", "supervisor", "data"): (Start,),
-    ("request_sock", "control", "supervisor"): (
-        Ready,
-        Failed,
-        ApplyRules,
-        ReplaceWorker,
-        GetProcesses,
-        Rules,
-        Stats,
-    ),
-    ("request_sock", "supervisor", "control"): (Applied, Refused, Replaced, Processes, ListRules, GetStats),
-    ("request_sock", "data", "supervisor"): (Ready, Failed, Acknowledge),
-    ("request_sock", "supervisor", "data"): (),
-    ("command_sock", "supervisor", "data"): (
-        AttachInterface,
-        DetachInterface,
-        AddRule,
-        RemoveRule,
-        SyncRules,
-        Probe,
-        Shutdown,
-    ),
-    ("client", "client", "control"): (
-        Ping,
-        GetVersion,
-        Add,
-        Remove,
-        Change,
-        ListRules,
-        GetStats,
-        GetWorkers,
-        RestartWorker,
-    ),
-    ("client", "control", "client"): (
-        Pong,
-        Version,
-        Added,
-        Removed,
-        Changed,
-        Rules,
-        Stats,
-        Workers,
-        Restarted,
-        Failure,
-    ),
-}
-# A worker never speaks on supervisor_sock or command_sock; what it sends there is malformed.
+
+class Inherit(Message, frozen=True):
+    """The first message a successor gets. With it: the clients' listening socket and each data plane's counter page."""
+
+    version: Text
+    workers: Annotated[int, msgspec.Meta(ge=1, le=WORKERS_MAX)]
+    generation: Id
+
+    def descriptors(self) -> int:
+        return 1 + self.workers
+
+
+class InheritInterface(Message, frozen=True):
+    """One direction of an interface. With it: a socket for each worker, and, if it `filters`, the filter's map and
+    program."""
+
+    name: Text
+    slot: Slot
+    direction: Direction
+    index: Positive
+    mtu: Mtu
+    ring: Ring | None
+    filters: bool
+    workers: Annotated[int, msgspec.Meta(ge=1, le=WORKERS_MAX)]
+
+    def descriptors(self) -> int:
+        return self.workers + (2 if self.filters else 0)
+
+
+class Membership(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    index: Positive  # of the interface
+    group: Text
+
+
+class InheritMemberships(Message, frozen=True):
+    """A socket that is a member of these groups."""
+
+    memberships: tuple[Membership, ...]
+
+    def descriptors(self) -> int:
+        return 1
+
+
+class InheritRules(Message, frozen=True):
+    """Rules to forward by; with the last of them, which is `complete`, everything is said."""
+
+    rules: tuple[RuleRecord, ...]
+    complete: bool
+
+
+class Prepared(Message, frozen=True):
+    """The successor's workers want nothing but their packet sockets."""
+
+
+class Proceed(Message, frozen=True):
+    """Nobody else reads the packet sockets any more."""
+
+
+class TookOver(Message, frozen=True):
+    """The successor forwards."""
+
+
+PROTOCOL: Final = 1

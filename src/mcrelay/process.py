@@ -30,6 +30,7 @@ from typing import Final
 from mcrelay.errors import NotPermitted, SystemRefusal, UsageError
 
 WORKER_FD: Final = 3
+SUCCESSOR: Final = "MCRELAY_HANDOVER"  # in the environment: the number of that descriptor
 DATA_PRIORITY: Final = -15  # nice value; 29 times the share of an ordinary process
 
 # linux/capability.h
@@ -128,6 +129,30 @@ def spawn(module: str, arguments: Sequence[str], end: socket.socket) -> int:
         raise SystemRefusal(f"cannot start a worker: {error.strerror}", "see 'ulimit -u' and free memory") from None
     finally:
         os.close(null)
+
+
+def spawn_successor(end: socket.socket) -> int:
+    """Start this program anew, as it was started, with `end` as its FD 3. Returns the pid."""
+    try:
+        return os.posix_spawn(
+            sys.executable,
+            # -P: not from the directory that it happens to be in.
+            [sys.executable, "-P", "-m", "mcrelay", *sys.argv[1:]],
+            {**os.environ, SUCCESSOR: str(WORKER_FD)},
+            file_actions=[(os.POSIX_SPAWN_DUP2, end.fileno(), WORKER_FD)],
+            setsigmask=(),
+            setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
+        )
+    except OSError as error:
+        raise SystemRefusal(
+            f"cannot start the new daemon: {error.strerror}", "see 'ulimit -u' and free memory"
+        ) from None
+
+
+def predecessor_fd() -> int | None:
+    """The descriptor of the channel to the daemon that started this one to take its place, if one did."""
+    descriptor = os.environ.pop(SUCCESSOR, None)
+    return int(descriptor) if descriptor else None
 
 
 def prioritise(pid: int) -> None:

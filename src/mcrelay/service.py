@@ -9,6 +9,8 @@ import asyncio
 from typing import Literal, cast
 
 from mcrelay import process
+from mcrelay.errors import Error
+from mcrelay.handover import Predecessor
 from mcrelay.supervisor import Options, Supervisor
 from mcrelay.worker import configure_logging, watch_loop
 
@@ -27,6 +29,7 @@ def run(
     latency_budget_us: int,
     busy_poll: bool,
     debug: bool,
+    restore: bool,
 ) -> None:
     """Until the daemon is told to stop. Error if it cannot work here."""
     configure_logging("mcrelay", debug=debug)
@@ -43,10 +46,21 @@ def run(
         latency_budget_us=latency_budget_us,
         busy_poll=busy_poll,
         debug=debug,
+        restore=restore,
     )
     asyncio.run(_supervise(options))
 
 
 async def _supervise(options: Options) -> None:
     watch_loop(debug=options.debug)
-    await Supervisor(options).run()
+    descriptor = process.predecessor_fd()
+    if descriptor is None:
+        await Supervisor(options).run()
+        return
+    predecessor = Predecessor(descriptor)
+    try:
+        heritage = await predecessor.inherit(len(options.cores))
+        await Supervisor(options, predecessor, heritage).run()
+    except Error as error:
+        predecessor.refuse(error)
+        raise

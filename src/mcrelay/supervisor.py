@@ -16,7 +16,7 @@ import logging
 import mmap
 import os
 import signal
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -25,6 +25,7 @@ from mcrelay.active import ActiveRules
 from mcrelay.children import MODULES, Child
 from mcrelay.codec import in_frames
 from mcrelay.errors import Busy, Error, SystemRefusal, UsageError
+from mcrelay.handover import Heritage, Predecessor, Successor
 from mcrelay.limits import RULES_MAX
 from mcrelay.listener import Listener
 from mcrelay.messages import (
@@ -33,6 +34,9 @@ from mcrelay.messages import (
     Client,
     GetProcesses,
     GetStats,
+    HandedOver,
+    HandOver,
+    Inherit,
     Message,
     Probe,
     Processes,
@@ -46,6 +50,7 @@ from mcrelay.messages import (
     Stats,
 )
 from mcrelay.spare import Spare
+from mcrelay.state import StateFile
 
 log = logging.getLogger(__name__)
 
@@ -67,19 +72,25 @@ class Options:
     latency_budget_us: int
     busy_poll: bool
     debug: bool
+    restore: bool  # the rules of the last daemon
 
 
 class Page:
     """A worker's counter page: the memory, which outlives the worker, and our view of it."""
 
-    def __init__(self) -> None:
-        self.fd = os.memfd_create("mcrelay-counters", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.fd, counters.PAGE_SIZE)
-        # A memfd is a file of mode 0777 that whoever holds a descriptor could open again for writing, through /proc.
-        os.fchmod(self.fd, 0o400)
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    def __init__(self, inherited: int | None = None) -> None:
+        self.fd = self._make() if inherited is None else inherited
         self._map = mmap.mmap(self.fd, counters.PAGE_SIZE)
         self.counters = counters.Page(memoryview(self._map))
+
+    @staticmethod
+    def _make() -> int:
+        fd = os.memfd_create("mcrelay-counters", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, counters.PAGE_SIZE)
+        # A memfd is a file of mode 0777 that whoever holds a descriptor could open again for writing, through /proc.
+        os.fchmod(fd, 0o400)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return fd
 
     def writable(self) -> int:
         """A descriptor to give away."""
@@ -91,13 +102,21 @@ class Page:
 
 
 class Supervisor:
-    def __init__(self, options: Options) -> None:
+    """`predecessor`: the daemon whose place this one takes, and what it gave."""
+
+    def __init__(
+        self, options: Options, predecessor: Predecessor | None = None, heritage: Heritage | None = None
+    ) -> None:
+        inherited = heritage.descriptors if heritage else [None] * (1 + len(options.cores))
         self._options = options
         self._loop = asyncio.get_running_loop()
         self._identity = process.identity(options.user)
         self._workers = len(options.cores)
-        self._listener = Listener(options.socket)
-        self._pages = [Page() for _ in range(self._workers)]
+        self._listener = Listener(options.socket, inherited[0])
+        self._pages = [Page(fd) for fd in inherited[1:]]
+        self._predecessor = predecessor
+        self._hands_over = False  # workers that go are not missed
+        self._is_settled = False  # the rules that there were are there again: clients may come
         self._incoming: tuple[list[RuleRecord], list[str]] = [], []  # of an unfinished ApplyRules
         self._incoming_key: tuple[int, int] | None = None
         self._stopping = asyncio.Event()
@@ -116,8 +135,11 @@ class Supervisor:
             [page.counters for page in self._pages],
             ingress=options.ingress,
             ring_memory=options.ring_memory,
-            on_change=self._record,
+            on_change=self._changed,
         )
+        self._state = StateFile(options.socket)
+        if heritage:
+            self._active.adopt(heritage)
 
     # Life.
 
@@ -126,12 +148,21 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopping.set)
         self._loop.add_signal_handler(signal.SIGUSR1, self._control.tell, "request_sock", GetStats(id=0))
+        self._loop.add_signal_handler(signal.SIGUSR2, lambda: self._spawn_task(self._serve_hand_over(None)))
         try:
             for child in self._children:
                 self._start(child)
             await self._active.open()
             await self._wait_for_all()
             if not self._stopping.is_set():
+                if self._predecessor:
+                    await self._predecessor.wait_until_left()
+                    await self._active.take_over()
+                    self._predecessor.took_over()
+                elif self._options.restore:
+                    await self._restore()
+                self._is_settled = True
+                self._listener.open(self._pass_client)
                 await self._active.replenish()
                 self._spare.prepare()
                 for child in self._data:
@@ -148,6 +179,31 @@ class Supervisor:
             await self._stopping.wait()
         finally:
             await self._shut_down()
+
+    async def _restore(self) -> None:
+        """Take up the rules of the last daemon: all of them, or those that can be."""
+        try:
+            saved = self._state.load()
+        except SystemRefusal as error:
+            log.error("%s", error)
+            return
+        if not saved or not saved.rules:
+            return
+        self._active.generation = saved.generation
+        try:
+            await self._active.apply(list(saved.rules), [])
+        except Error:
+            for record in saved.rules:
+                try:
+                    await self._active.apply([record], [])
+                except Error as error:
+                    log.error("cannot restore rule %s: %s", record.name or record.input, error)
+        log.info(
+            "restored %d of %d rules from %s; --no-restore starts without them",
+            len(self._active),
+            len(saved.rules),
+            self._state.path,
+        )
 
     @property
     def _children(self) -> list[Child]:
@@ -187,7 +243,8 @@ class Supervisor:
         )
         try:
             if child.role == "data":
-                self._active.settle(child)
+                if self._is_settled:
+                    self._active.settle(child)
                 child.start(start, [self._pages[child.index].writable()], self._spare.take())
             else:
                 child.start(start, [page.readable() for page in self._pages])
@@ -196,7 +253,7 @@ class Supervisor:
             self._restart_later(child, START_AGAIN_S)
 
     def _restart_later(self, child: Child, delay_s: float) -> None:
-        if self._stopping.is_set():
+        if self._stopping.is_set() or self._hands_over:
             return
         if delay_s:
             log.info("restarting %s in %.1f s", child.name, delay_s)
@@ -219,7 +276,10 @@ class Supervisor:
             if end is not None:
                 log.error("unexpected: %r", end)
         self._spare.close()
-        self._listener.close()
+        if self._hands_over:
+            self._listener.leave()
+        else:
+            self._listener.close()
         await self._active.close()
         log.info("stopped")
 
@@ -246,7 +306,8 @@ class Supervisor:
                 return  # it is over already; the next one will say that it is ready
             if child.role == "control":
                 self._record(self._active.records(), (), snapshot=True)
-                self._listener.open(self._pass_client)
+                if self._is_settled:
+                    self._listener.open(self._pass_client)
             else:
                 try:
                     await self._active.bring_in(child)
@@ -292,6 +353,58 @@ class Supervisor:
         if asker.restarts == life:
             asker.tell("request_sock", reply)
 
+    # Handover.
+
+    async def _serve_hand_over(self, request: HandOver | None) -> None:
+        """Have a new daemon take our place, for a client or a signal, and stop; or go on and say why."""
+        life = self._control.restarts
+        reply: Message | None = None
+        try:
+            pid = await self._hand_over()
+        except Error as error:
+            log.error("no upgrade: %s", error)
+            if request:
+                reply = Refused(id=request.id, code=error.code, message=error.message, hint=error.hint)
+        else:
+            log.info("process %d has taken over", pid)
+            self._stopping.set()
+            if request:
+                reply = HandedOver(id=request.id, pid=pid)
+        if reply and self._control.restarts == life:
+            self._control.tell("request_sock", reply)
+
+    async def _hand_over(self) -> int:
+        """The successor's pid, once it forwards. Error, and nothing has changed, if it does not."""
+        if self._hands_over or self._stopping.is_set() or not self._is_settled:
+            raise Busy("the daemon is starting, stopping or being upgraded", "try again")
+        async with self._active.changing:  # nothing changes until it is over, either way
+            successor = Successor()
+            try:
+                await successor.prepare(self._will())
+                self._hands_over = True
+                self._listener.shut()
+                await asyncio.gather(*(child.shut_down(SHUTDOWN_S) for child in self._data))
+                pid = await successor.proceed()
+            except BaseException:
+                successor.end()
+                self._carry_on()
+                raise
+            successor.leave()
+            return pid
+
+    def _will(self) -> Iterator[tuple[Message, list[int]]]:
+        first = Inherit(version=__version__, workers=self._workers, generation=self._active.generation)
+        yield first, [self._listener.fileno(), *(page.fd for page in self._pages)]
+        yield from self._active.will()
+
+    def _carry_on(self) -> None:
+        """A successor came to nothing."""
+        self._hands_over = False
+        for child in self._children:
+            self._restart(child)
+        if self._control.state == "ready":
+            self._listener.open(self._pass_client)
+
     def _child_exited(self, child: Child, delay_s: float) -> None:
         if child.role == "control":
             self._listener.shut()
@@ -305,6 +418,8 @@ class Supervisor:
                 self._collect(child, message)
             case ReplaceWorker():
                 self._spawn_task(self._replace(child, message))
+            case HandOver():
+                self._spawn_task(self._serve_hand_over(message))
             case GetProcesses():
                 spare = self._spare.facts()
                 facts = (self._own_facts(), *(c.facts() for c in self._children), *([spare] if spare else []))
@@ -358,6 +473,7 @@ class Supervisor:
         reply: Message
         try:
             workers = await self._active.apply(add, remove)
+            await self._state.save(self._active.generation)
             self._spawn_task(self._active.replenish())
             reply = Applied(id=request.id, generation=self._active.generation, workers=workers)
         except Error as error:
@@ -367,6 +483,11 @@ class Supervisor:
             reply = Refused(id=request.id, code="internal", message=f"unexpected: {error!r}"[:4096], hint="see the log")
         if child.restarts == life:  # a new life has not asked, and may use the same ids
             child.tell("request_sock", reply)
+
+    def _changed(self, added: list[RuleRecord], removed: Sequence[str]) -> None:
+        if added or removed:
+            self._state.note(self._active.generation, self._active.records())
+        self._record(added, removed)
 
     def _record(self, added: list[RuleRecord], removed: Sequence[str], *, snapshot: bool = False) -> None:
         """Tell the control plane what is active now. One that is not ready will be told all of it when it is."""

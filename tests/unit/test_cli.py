@@ -50,6 +50,8 @@ from mcrelay.messages import (
     RuleStats,
     Shutdown,
     Stats,
+    Upgrade,
+    Upgraded,
     Version,
     Workers,
 )
@@ -80,6 +82,7 @@ CLIENT_COMMANDS = {
     "stats": ["stats"],
     "workers": ["workers"],
     "restart-worker": ["restart-worker", "0"],
+    "upgrade": ["upgrade"],
     "ping": ["ping"],
     "version": ["version"],
 }
@@ -234,6 +237,7 @@ HELP = {
     "stats": "mcrelay stats [OPTIONS]",
     "workers": "mcrelay workers [OPTIONS]",
     "restart-worker": "Example: mcrelay restart-worker 0",
+    "upgrade": "&& mcrelay upgrade",
     "ping": "mcrelay ping [OPTIONS]",
     "version": "mcrelay version [OPTIONS]",
     "send": "Example: mcrelay send 239.1.1.1:5000%eth0",
@@ -637,6 +641,8 @@ def playing(request: Message) -> list[Message]:
             return [Stats(id=request.id, generation=7, workers=(), rules=stats, more=more, frames_malformed=3)]
         case RestartWorker():
             return [Restarted(id=request.id, index=request.index, pid=77)]
+        case Upgrade():
+            return [Upgraded(id=request.id, pid=78)]
         case GetWorkers():
             return [Workers(id=request.id, processes=())]
     raise AssertionError(request)
@@ -664,6 +670,7 @@ JSON = {
     "stats": {"generation", "workers", "rules", "frames_malformed"},
     "workers": {"processes"},
     "restart-worker": {"index", "pid"},
+    "upgrade": {"pid"},
     "version": {"client", "daemon", "protocol"},
 }
 

@@ -20,11 +20,10 @@ from msgspec import inspect
 
 from mcrelay import frames, messages
 from mcrelay.channel import QUEUE_MAX
-from mcrelay.codec import Codec, encode, in_frames
+from mcrelay.codec import PERMITTED, Codec, encode, in_frames
 from mcrelay.frames import FRAME_MAX, HEADER, FrameReader, Malformed
 from mcrelay.limits import INTERFACES_MAX, OUTPUTS_MAX, RULE_OUTPUTS_MAX, RULES_MAX, WORKERS_MAX
 from mcrelay.messages import (
-    PERMITTED,
     Add,
     ChannelName,
     Failure,
@@ -178,11 +177,15 @@ def test_every_message_is_somebodys() -> None:
 @pytest.mark.parametrize(
     ("row", "names"),
     [
-        (("request_sock", "control", "supervisor"), "Ready Failed ApplyRules ReplaceWorker GetProcesses Rules Stats"),
+        (
+            ("request_sock", "control", "supervisor"),
+            "Ready Failed ApplyRules ReplaceWorker HandOver GetProcesses Rules Stats",
+        ),
+        (("handover_sock", "successor", "supervisor"), "Prepared TookOver Failed"),
         (("request_sock", "data", "supervisor"), "Ready Failed Acknowledge"),
         (
             ("client", "client", "control"),
-            "Ping GetVersion Add Remove Change ListRules GetStats GetWorkers RestartWorker",
+            "Ping GetVersion Add Remove Change ListRules GetStats GetWorkers RestartWorker Upgrade",
         ),
     ],
 )
@@ -190,7 +193,7 @@ def test_the_privileged_and_the_exposed_side_take_no_more_than_this(row: Row, na
     """Whoever takes more has to think about who sends it, and to say so here."""
     assert {message.__name__ for message in PERMITTED[row]} == set(names.split())
     to_supervisor = [other for other in PERMITTED if other[2] == "supervisor"]
-    assert {channel for channel, _sender, _receiver in to_supervisor} == {"request_sock"}
+    assert {channel for channel, _sender, _receiver in to_supervisor} == {"request_sock", "handover_sock"}
 
 
 def test_every_tag_is_of_one_message() -> None:
@@ -228,7 +231,8 @@ def test_a_message_is_refused_from_whom_and_where_it_is_not_permitted(row: Row) 
 def test_descriptors_travel_with_few_messages() -> None:
     """What a channel may ever accept descriptors for."""
     carriers = {message.__name__ for message in ALL if message.descriptors is not Message.descriptors}
-    assert carriers == {"Start", "Client", "AttachInterface"}
+    inherited = {"Inherit", "InheritInterface", "InheritMemberships"}
+    assert carriers == {"Start", "Client", "AttachInterface"} | inherited
     start = msgspec.convert(full_message(Start), Start)
     assert start.role == "control"
     assert start.descriptors() == 1 + start.workers

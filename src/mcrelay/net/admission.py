@@ -129,6 +129,17 @@ class Admission:
             os.close(self._map)
             raise
 
+    @classmethod
+    def adopt(cls, map_fd: int, program_fd: int) -> Admission:
+        """One that another process made; what that has admitted has to be admitted again before it can be refused."""
+        adopted = cls.__new__(cls)
+        adopted._map, adopted._program, adopted._admitted = map_fd, program_fd, set()
+        return adopted
+
+    def descriptors(self) -> list[int]:
+        """To adopt it by; they stay ours."""
+        return [self._map, self._program]
+
     def attach(self, sock: socket.socket) -> None:
         """Make it the socket's filter, in place of the one before."""
         sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_BPF, self._program)

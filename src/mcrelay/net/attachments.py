@@ -24,7 +24,7 @@ from typing import Final, TypeVar
 
 from mcrelay.errors import RuleError
 from mcrelay.limits import INTERFACES_MAX, RingGeometry
-from mcrelay.messages import Direction
+from mcrelay.messages import Direction, InheritInterface, InheritMemberships, Membership, Message, Ring
 from mcrelay.net import sockets
 from mcrelay.net.admission import Admission, Destination
 from mcrelay.net.interfaces import Interface
@@ -183,6 +183,49 @@ class Attachments:
                 attachment.admission.close()
                 attachment.admission = None
         await asyncio.to_thread(_close_all, closing)
+
+    # Handover.
+
+    def will(self) -> Iterator[tuple[Message, list[int]]]:
+        """What a successor needs to go on with these sockets; descriptors stay ours."""
+        for attachment in self:
+            for direction, opened in attachment.opened.items():
+                ring = attachment.ring if direction == "ingress" else None
+                filter_fds = (
+                    attachment.admission.descriptors() if direction == "ingress" and attachment.admission else []
+                )
+                message = InheritInterface(
+                    name=attachment.name,
+                    slot=attachment.slot,
+                    direction=direction,
+                    index=opened.index,
+                    mtu=opened.mtu,
+                    ring=Ring(ring.block_size, ring.blocks, ring.frame_size) if ring else None,
+                    filters=bool(filter_fds),
+                    workers=self._workers,
+                )
+                yield message, [*(sock.fileno() for sock in attachment.sockets[direction]), *filter_fds]
+        for sock, members in self._memberships.holders():
+            memberships = tuple(Membership(index, str(address)) for index, address in members)
+            yield InheritMemberships(memberships=memberships), [sock.fileno()]
+
+    def adopt_interface(self, message: InheritInterface, descriptors: list[int]) -> None:
+        """Go on with one direction of an interface. Before its rules are kept."""
+        if message.name not in self._by_name:
+            self._by_name[message.name] = Attachment(message.name, message.slot)
+        attachment = self._by_name[message.name]
+        interface = Interface(message.name, message.index, message.mtu, is_up=True, has_ipv4=True)
+        attachment.opened[message.direction] = interface
+        attachment.sockets[message.direction] = [socket.socket(fileno=fd) for fd in descriptors[: self._workers]]
+        if message.ring:
+            attachment.ring = RingGeometry(message.ring.block_size, message.ring.blocks, message.ring.frame_size)
+        if message.filters:
+            map_fd, program_fd = descriptors[self._workers :]
+            attachment.admission = Admission.adopt(map_fd, program_fd)
+
+    def adopt_memberships(self, message: InheritMemberships, descriptor: int) -> None:
+        members = [(member.index, IPv4Address(member.group)) for member in message.memberships]
+        self._memberships.adopt(socket.socket(fileno=descriptor), members)
 
     # Memberships, of interfaces whose ingress is open: the others' are joined when it is.
 

@@ -25,7 +25,7 @@ import os
 import socket
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from ipaddress import IPv4Address
@@ -281,6 +281,19 @@ class Memberships:
         if sock in self._roomy:
             self._roomy.remove(sock)
         sock.close()
+
+    def holders(self) -> Iterator[tuple[socket.socket, list[tuple[int, IPv4Address]]]]:
+        """Each socket, and what it is a member of: interface index and group."""
+        by_socket: dict[socket.socket, list[tuple[int, IPv4Address]]] = {}
+        for member, sock in self._holder.items():
+            by_socket.setdefault(sock, []).append(member)
+        return iter(by_socket.items())
+
+    def adopt(self, sock: socket.socket, members: list[tuple[int, IPv4Address]]) -> None:
+        """A socket that is a member of these."""
+        self._holder.update(dict.fromkeys(members, sock))
+        self._held[sock] = len(members)
+        self._roomy.append(sock)
 
     def close(self) -> None:
         for sock in self._held:

@@ -1,0 +1,209 @@
+"""Handover: a daemon's place, its sockets and its rules, given to a successor while traffic flows.
+
+Owns the process and the channel between the two, and the order of things. The old daemon starts the program anew and
+tells it, over a socket pair, all that outlives a process: the clients' socket, the counter pages, each socket and
+membership, and the rules. The new one starts its workers and gives them everything but the packet sockets; until then
+the old one forwards and can still change its mind. Then the old workers finish what they have in hand and go, the new
+ones get the packet sockets, and what came meanwhile waits there. The new daemon says so, and the old one exits. If the
+new one does not come so far, it is ended and the old one goes on with what it never gave away: both hold descriptors of
+the same sockets.
+
+The program is the file that runs already, as it is on disk by then: clients may ask for an upgrade, not say to what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from mcrelay import __version__, process
+from mcrelay.channel import Channel
+from mcrelay.codec import Codec
+from mcrelay.errors import Error, SystemRefusal, UsageError
+from mcrelay.frames import Malformed
+from mcrelay.messages import (
+    Failed,
+    Inherit,
+    InheritInterface,
+    InheritMemberships,
+    InheritRules,
+    Message,
+    Prepared,
+    Proceed,
+    RuleRecord,
+    TookOver,
+)
+
+log = logging.getLogger(__name__)
+
+PREPARE_S: Final = 20.0  # for the new daemon to start, on a loaded machine
+TAKE_OVER_S: Final = 5.0
+
+Will = Iterable[tuple[Message, Sequence[int]]]  # messages and their descriptors, which stay the testator's
+
+
+@dataclass
+class Heritage:
+    """What a predecessor gave: descriptors are whoever's who takes them."""
+
+    first: Inherit
+    descriptors: list[int]  # the clients' socket, and each data plane's counter page
+    interfaces: list[tuple[InheritInterface, list[int]]] = field(default_factory=list)
+    memberships: list[tuple[InheritMemberships, int]] = field(default_factory=list)
+    rules: list[RuleRecord] = field(default_factory=list)
+
+
+class Successor:
+    """The new daemon, as the old one sees it. SystemRefusal if it cannot be started."""
+
+    def __init__(self) -> None:
+        own, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._pid = process.spawn_successor(theirs)
+            except BaseException:
+                own.close()
+                raise
+        self._pidfd = os.pidfd_open(self._pid)
+        self._loop = asyncio.get_running_loop()
+        self._said: asyncio.Queue[Message] = asyncio.Queue()
+        self._channel = Channel(
+            "handover_sock",
+            own,
+            Codec("handover_sock", "successor", "supervisor"),
+            lambda message, _descriptors: self._said.put_nowait(message),
+            lambda reason: self._said.put_nowait(
+                Failed(code="system", message="it ended before it was ready", hint="its messages say why")
+            ),
+        )
+
+    async def prepare(self, will: Will) -> None:
+        """Tell it everything, and wait until its workers could take over. Error if they cannot."""
+        async with self._deadline("did not become ready", PREPARE_S):
+            for message, descriptors in will:
+                self._channel.send(message, descriptors)
+                await asyncio.sleep(0)
+            await self._expect(Prepared)
+
+    async def proceed(self) -> int:
+        """Nobody else reads the packet sockets any more: wait until it forwards. Its pid, or Error."""
+        async with self._deadline("does not take over", TAKE_OVER_S):
+            self._channel.send(Proceed())
+            await self._expect(TookOver)
+        return self._pid
+
+    @contextlib.asynccontextmanager
+    async def _deadline(self, what: str, seconds: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError:
+            raise SystemRefusal(f"the new daemon {what} within {seconds:.0f} s", "its messages say more") from None
+        except ConnectionError:
+            raise SystemRefusal("the new daemon ended before it was ready", "its messages say why") from None
+
+    async def _expect(self, kind: type[Message]) -> None:
+        message = await self._said.get()
+        if isinstance(message, Failed):
+            raise Error(f"the new daemon: {message.message}", message.hint, code=message.code)
+        if not isinstance(message, kind):
+            raise Error(f"the new daemon said {type(message).__name__}", "is it another version?", code="protocol")
+
+    def leave(self) -> None:
+        """It lives on without us."""
+        self._channel.close()
+        os.close(self._pidfd)
+
+    def end(self) -> None:
+        """It is not to be."""
+        self._channel.close()
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        os.close(self._pidfd)
+
+
+class Predecessor:
+    """The old daemon, as the new one sees it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._heritage: Heritage | None = None
+        self._complete: asyncio.Future[Heritage] = self._loop.create_future()
+        self._left: asyncio.Future[None] = self._loop.create_future()
+        os.set_inheritable(descriptor, False)
+        self._channel = Channel(
+            "handover_sock",
+            socket.socket(fileno=descriptor),
+            Codec("handover_sock", "supervisor", "successor"),
+            self._received,
+            self._closed,
+            on_malformed=self._malformed,
+        )
+
+    async def inherit(self, workers: int) -> Heritage:
+        """All of it. Error if it cannot be ours."""
+        try:
+            heritage = await asyncio.wait_for(asyncio.shield(self._complete), PREPARE_S)
+        except TimeoutError:
+            raise SystemRefusal("the old daemon did not say what to take over", "start again") from None
+        if heritage.first.workers != workers:
+            raise UsageError(
+                f"the old daemon has {heritage.first.workers} data plane workers, this one would have {workers}",
+                "restart it instead",
+            )
+        log.info("taking over from version %s, we are %s", heritage.first.version, __version__)
+        return heritage
+
+    def _received(self, message: Message, descriptors: list[int]) -> None:
+        match message:
+            case Inherit():
+                self._heritage = Heritage(message, descriptors)
+            case InheritInterface() if self._heritage:
+                self._heritage.interfaces.append((message, descriptors))
+            case InheritMemberships() if self._heritage:
+                self._heritage.memberships.append((message, descriptors[0]))
+            case InheritRules() if self._heritage:
+                self._heritage.rules.extend(message.rules)
+                if message.complete and not self._complete.done():
+                    self._complete.set_result(self._heritage)
+            case Proceed() if not self._left.done():
+                self._left.set_result(None)
+            case _:
+                self._fail(f"the old daemon sent {type(message).__name__} at a wrong time")
+
+    def _malformed(self, error: Malformed) -> None:
+        self._fail(f"cannot read what the old daemon gives: {error.why}")
+
+    def _fail(self, why: str) -> None:
+        if not self._complete.done():
+            self._complete.set_exception(Error(why, "restart it instead", code="protocol"))
+
+    def _closed(self, reason: str) -> None:
+        """It died. If it had said everything, its workers died with it, and everything is ours."""
+        self._fail("the old daemon went away")
+        if not self._left.done():
+            self._left.set_result(None)
+
+    async def wait_until_left(self) -> None:
+        """Say that we could go on, and wait until nobody else does."""
+        self._tell(Prepared())
+        await self._left
+
+    def took_over(self) -> None:
+        self._tell(TookOver())
+
+    def refuse(self, error: Error) -> None:
+        """We cannot take over."""
+        self._tell(Failed(code=error.code, message=error.message, hint=error.hint))
+
+    def _tell(self, message: Message) -> None:
+        with contextlib.suppress(Error, ConnectionError):  # it died: nobody has to know
+            self._channel.send(message)

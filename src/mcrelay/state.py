@@ -1,0 +1,96 @@
+"""The state file: the rules that are active, for the daemon that runs next.
+
+Owns a file beside the clients' socket, as long-lived as the runtime directory: rules survive the end of a daemon,
+whatever ended it, and not a reboot. It is written before a change is acknowledged, whole, under another name first, so
+that it is there in its old or its new form at any moment. Changes that come while it is written are written together.
+
+It is read by a privileged process, so nobody else may be able to write it: not other users, and not the workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from mcrelay.errors import SystemRefusal
+from mcrelay.limits import RULES_MAX
+from mcrelay.messages import Id, RuleRecord
+
+log = logging.getLogger(__name__)
+
+FORMAT: Final = 1
+SIZE_MAX: Final = 64 * 1024 * 1024  # bytes; as many rules and outputs as there can be need less than 20 MiB
+
+
+class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: int
+    generation: Id
+    rules: tuple[RuleRecord, ...]
+
+
+class StateFile:
+    """Of the daemon with this clients' socket."""
+
+    def __init__(self, socket: str) -> None:
+        self.path = Path(socket).with_suffix(".state")
+        self._latest: tuple[int, Sequence[RuleRecord]] = -1, ()  # generation and what it consists of
+        self._saved = -1  # generation
+        self._writing = asyncio.Lock()
+
+    def note(self, generation: int, records: Sequence[RuleRecord]) -> None:
+        """This is what there is to be saved from now on."""
+        self._latest = generation, records
+
+    async def save(self, generation: int) -> None:
+        """Return when this generation, or a later one, is in the file. Best effort: without it the rules are lost with
+        the daemon, which the log says."""
+        async with self._writing:
+            if self._saved >= generation:
+                return
+            current, records = self._latest
+            content = msgspec.json.encode(Saved(FORMAT, current, tuple(records)))
+            try:
+                await asyncio.to_thread(self._write, content)
+            except OSError as error:
+                log.warning("the rules will not survive this daemon: cannot write %s: %s", self.path, error.strerror)
+            self._saved = current
+
+    def _write(self, content: bytes) -> None:
+        unfinished = self.path.with_suffix(".state.new")
+        unfinished.unlink(missing_ok=True)
+        fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as file:
+            file.write(content)
+        unfinished.rename(self.path)
+
+    def load(self) -> Saved | None:
+        """What the last daemon left; None if there was none. SystemRefusal if it is not to be trusted or to be read."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._refusal(error.strerror or "cannot be opened") from None
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            os.close(fd)
+            raise self._refusal("somebody else could have written it")
+        with open(fd, "rb") as file:
+            content = file.read(SIZE_MAX + 1)
+        try:
+            saved = msgspec.json.decode(content, type=Saved)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise self._refusal(str(error)) from None
+        if saved.format != FORMAT or len(saved.rules) > RULES_MAX or len(content) > SIZE_MAX:
+            raise self._refusal("another version wrote it")
+        return saved
+
+    def _refusal(self, why: str) -> SystemRefusal:
+        return SystemRefusal(f"cannot restore the rules from {self.path}: {why}", "starting without them")

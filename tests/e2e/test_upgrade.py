@@ -1,0 +1,121 @@
+"""A daemon's place is taken by a new one while traffic flows.
+
+sender: eth0 -- in0 :relay: out0 -- eth0 :receiver
+                           out1 -- eth0 :receiver1
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from lab.daemon import Daemon, answers, settled
+from lab.namespaces import wait_until
+from lab.topology import RelayLine
+from lab.traffic import ReceivePlan, SendPlan, run_sender, start_receiver, start_sender
+from mcrelay import process
+
+from .conftest import StartDaemon
+
+INPUT: Final = "239.1.1.1:5000"
+OUTPUT: Final = "239.2.2.2:6000"
+
+
+def alive(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
+
+
+@pytest.mark.parametrize("options", [(), ("--ingress", "recv"), ("--engine", "reference")], ids=" ".join)
+def test_an_upgrade_under_load_loses_nothing(start: StartDaemon, line: RelayLine, options: tuple[str, ...]) -> None:
+    daemon = start(*options)
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
+    daemon.run("add", f"{INPUT}%nowhere", f"{OUTPUT}%out0", "--name", "waits")
+    before = daemon.json("list")
+    former = daemon.pids()
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", idle_timeout_s=3, core=0))
+    rate = 20_000 if not options else 2_000
+    sender = start_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=rate, duration_s=60, core=0))
+    wait_until(lambda: daemon.json("stats")["rules"][0]["packets"] > 0, 5)
+    for _ in range(2):
+        daemon.upgrade()
+    sent = sender.stop().sent
+    report = receiver.result()
+    assert (report.received, report.lost, report.duplicated, report.reordered) == (sent, 0, 0, 0)
+    assert daemon.json("list")["rules"] == before["rules"]
+    assert not any(alive(pid) for pid in former.values())
+    with daemon.client() as client:
+        totals = settled(client)  # counters went on
+    assert (totals["forwarded"], totals["dropped"]) == (sent, {})
+    # And the new daemon can do everything.
+    daemon.run("remove", "waits")
+    daemon.run("add", "239.1.1.9:5000%in0", f"{OUTPUT}%out1")
+    daemon.run("remove", "feed")
+    run_sender(line.sender, SendPlan(INPUT, interface="eth0", count=10))
+    with daemon.client() as client:
+        assert settled(client)["forwarded"] == sent
+
+
+def test_a_signal_does_it_too(daemon: Daemon, line: RelayLine) -> None:
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
+    os.kill(daemon.pid, signal.SIGUSR2)
+    assert daemon.process.wait(20) == 0
+    wait_until(lambda: answers(daemon.socket), 5, "nobody answers")
+    daemon.pid = daemon.pids()["supervisor"]
+    assert [rule["name"] for rule in daemon.json("list")["rules"]] == ["feed"]
+
+
+SILENT: Final = "from mcrelay.handover import Predecessor; Predecessor.took_over = lambda self: None"
+STRANGE: Final = "from mcrelay.codec import PERMITTED; PERMITTED['handover_sock', 'supervisor', 'successor'] = ()"
+BROKEN: Final = {
+    "does not start": "os._exit(1)",
+    "stops half-way": "os.kill(os.getpid(), 19)",
+    "cannot read what it gets": STRANGE,
+    "has another number of workers": "os.sched_setaffinity(0, {0})",
+    "forwards and does not say so": SILENT,
+}
+WHY: Final = {
+    "does not start": "ended before it was ready",
+    "stops half-way": "did not become ready within",
+    "cannot read what it gets": "cannot read what the old daemon gives",
+    "has another number of workers": "data plane workers",
+    "forwards and does not say so": "does not take over within",
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_the_old_daemon_carries_on_if_the_new_one_fails(
+    start: StartDaemon, line: RelayLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The new program finds a sitecustomize that breaks it."""
+    if how == "has another number of workers" and len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is one core")
+    code = f"import os\nif {process.SUCCESSOR!r} in os.environ:\n    {BROKEN[how]}\n"
+    (tmp_path / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    daemon = start(program=(sys.executable, "-c", IMPATIENT))
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
+    pids = daemon.pids()
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", idle_timeout_s=3))
+    sender = start_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=5000, duration_s=60))
+    done = daemon.run("upgrade", check=False)
+    assert done.returncode != 0
+    assert WHY[how] in done.stderr
+    assert "no upgrade" in daemon.log
+    if how != "forwards and does not say so":  # the old workers have left by then
+        assert daemon.pids().items() >= {name: pid for name, pid in pids.items() if name != "spare"}.items()
+    wait_until(lambda: "data/0" in daemon.pids(), 5)
+    sent = sender.stop().sent
+    assert (receiver.result().received, daemon.process.poll()) == (sent, None)
+    daemon.run("remove", "feed")  # changes go on, too
+
+
+# Does not wait for as long.
+IMPATIENT: Final = (
+    "import sys; from mcrelay import cli, handover as h; h.PREPARE_S = 4.0; h.TAKE_OVER_S = 1.0; "
+    "sys.argv[0] = 'mcrelay'; cli.main()"
+)
