@@ -110,7 +110,7 @@ class Daemon:
         assert self.process.wait(STOP_S) == 0, self.log
         return self.pid
 
-    def _await_successor(self) -> None:
+    def _stop_successor(self) -> None:
         """The end of a process that is not our child, told to stop."""
         pidfd = os.pidfd_open(self.pid)
         try:
@@ -128,7 +128,7 @@ class Daemon:
             self.process.send_signal(signal.SIGTERM)
         try:
             if self.pid != self.process.pid:
-                self._await_successor()
+                self._stop_successor()
             code = self.process.wait(STOP_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
