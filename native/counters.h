@@ -12,7 +12,7 @@
  *
  * What always holds when the worker is at rest; if it died, after the supervisor has counted what it had in hand:
  *     received  = forwarded + the sum of dropped[]            (packets)
- *     rule:   packets = forwarded + dropped                   (packets that matched it)
+ *     rule:   packets = forwarded + dropped                   (packets that matched it, less own and looped)
  *     output: rule's packets = its packets + the sum of its dropped[] + its interrupted   (copies)
  */
 #ifndef MCRELAY_COUNTERS_H
@@ -47,11 +47,13 @@ enum drop_reason {
     DROP_EGRESS_ERROR,       /* any other error of the send */
     DROP_MERGED,             /* several datagrams that a device merged into one frame, and not to be had whole */
     DROP_INTERRUPTED,        /* the worker died with it in hand; where it lay in a ring, its successor takes it up again */
+    DROP_OWN,                /* matches a rule, but is our own traffic come back: its source is an address of this host */
+    DROP_LOOP,               /* matches a rule that is suspended, since the same payload came round again and again */
     DROP_REASONS
 };
 
 enum {
-    COUNTERS_VERSION = 1,
+    COUNTERS_VERSION = 2,
     COUNTERS_DROPS_MAX = 32,      /* room for later reasons without a new layout */
     COUNTERS_RULES_MAX = 16384,   /* 10,000 rules and room for those being replaced */
     COUNTERS_OUTPUTS_MAX = 65536, /* several outputs each; the file is sparse, unused ones cost nothing */
@@ -74,10 +76,15 @@ struct counters_output {
 };
 
 struct counters_rule {
-    counter packets; /* that matched */
+    counter packets; /* that matched and were to be forwarded */
     counter bytes;   /* payload bytes of those */
     counter forwarded;
     counter dropped;
+    /* What matched, but was not to be forwarded, is in none of the above. */
+    counter own;                /* DROP_OWN */
+    counter looped;             /* DROP_LOOP */
+    counter suspensions;        /* times that the rule was suspended */
+    counter suspended_until_ns; /* CLOCK_MONOTONIC, of the last time; 0: never, or the worker has died since */
 };
 
 /* Of one interface slot. What these count is counted in the totals, too. */
@@ -122,7 +129,7 @@ static_assert(offsetof(struct counters_page, dropped) == 192, "layout");
 static_assert(offsetof(struct counters_page, interfaces) == COUNTERS_INTERFACES_OFFSET, "layout");
 static_assert(offsetof(struct counters_page, rules) == COUNTERS_RULES_OFFSET, "layout");
 static_assert(sizeof(struct counters_interface) == 32, "layout");
-static_assert(sizeof(struct counters_rule) == 32, "layout");
+static_assert(sizeof(struct counters_rule) == 64, "layout");
 static_assert(sizeof(struct counters_output) == 64, "layout");
 
 /* Single writer, so load and store instead of an atomic read-modify-write: no bus lock. */

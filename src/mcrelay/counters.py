@@ -8,7 +8,7 @@ Knows nothing of how the memory came here.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from mcrelay.limits import INTERFACES_MAX, OUTPUTS_MAX, RULES_MAX
 
@@ -33,6 +33,8 @@ DROP_REASONS: Final = (
     "egress_error",
     "merged",
     "interrupted",
+    "own",
+    "loop",
 )
 FIRST_EGRESS_REASON: Final = DROP_REASONS.index("egress_full")
 EGRESS_REASONS: Final = DROP_REASONS[FIRST_EGRESS_REASON : FIRST_EGRESS_REASON + 4]
@@ -40,10 +42,11 @@ OUTPUT_REASONS: Final = (*EGRESS_REASONS, "interrupted")
 REASON: Final = {name: number for number, name in enumerate(DROP_REASONS)}
 
 MAGIC: Final = 0x6D6372656C617931
-VERSION: Final = 1
+VERSION: Final = 2
 
 # In 64-bit words.
-RULE_WORDS: Final = 4
+RULE_WORDS: Final = 8
+RULE_OWN: Final = 4  # where those of LoopFacts begin
 OUTPUT_WORDS: Final = 8
 INTERFACE_WORDS: Final = 4
 INTERFACES_OFFSET: Final = 2048 // 8
@@ -85,6 +88,15 @@ TOTALS: Final = {
 INTERFACE_COUNTERS: Final = ("frames", "overruns", "merged", "segments_refused")
 
 
+class LoopFacts(NamedTuple):
+    """Of one rule: packets that matched it but were not to be forwarded, and when it did not forward at all."""
+
+    own: int  # that came from an address of this host
+    looped: int  # while it was suspended
+    suspensions: int
+    suspended_until_ns: int  # CLOCK_MONOTONIC, of the last time; 0: never, or the worker has died since
+
+
 class Page:
     """One worker's counters over `buffer`, which stays the caller's. A writer needs a writable buffer."""
 
@@ -111,8 +123,11 @@ class Page:
 
     def rule(self, index: int) -> tuple[int, int, int, int]:
         """(packets, bytes, forwarded, dropped)"""
-        packets, size, forwarded, dropped = self._words[self._rule(index) : self._rule(index) + RULE_WORDS]
+        packets, size, forwarded, dropped = self._words[self._rule(index) : self._rule(index) + RULE_OWN]
         return packets, size, forwarded, dropped
+
+    def loop(self, index: int) -> LoopFacts:
+        return LoopFacts(*self._words[self._rule(index) + RULE_OWN : self._rule(index) + RULE_WORDS])
 
     def output(self, index: int) -> tuple[int, int, dict[str, int]]:
         """(packets, bytes, drops by reason, those that occurred)"""
@@ -152,6 +167,16 @@ class Page:
         self._words[at + 2] += forwarded
         self._words[at + 3] += dropped
 
+    def count_loop(self, index: int, *, own: int = 0, looped: int = 0) -> None:
+        at = self._rule(index) + RULE_OWN
+        self._words[at] += own
+        self._words[at + 1] += looped
+
+    def suspend_rule(self, index: int, until_ns: int) -> None:
+        at = self._rule(index) + RULE_OWN
+        self._words[at + 3] = until_ns
+        self._words[at + 2] += 1
+
     def count_output(self, index: int, size: int) -> None:
         at = self._output(index)
         self._words[at] += 1
@@ -178,6 +203,7 @@ class Page:
         for rule, outputs in rules:
             packets, _size, forwarded, dropped = self.rule(rule)
             self.count_rule(rule, dropped=max(0, packets - forwarded - dropped))
+            self._words[self._rule(rule) + RULE_OWN + 3] = 0  # its successor knows of no suspension
             for output in outputs:
                 copies, _bytes, drops = self.output(output)
                 at = self._output(output) + 2 + len(EGRESS_REASONS)

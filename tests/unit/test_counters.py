@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcrelay import counters
-from mcrelay.counters import DROP_REASONS, EGRESS_REASONS, PAGE_SIZE, REASON, TOTALS, Page
+from mcrelay.counters import DROP_REASONS, EGRESS_REASONS, PAGE_SIZE, REASON, TOTALS, LoopFacts, Page
 from mcrelay.engines.reference import DATAGRAMS_MAX
 from mcrelay.limits import INTERFACES_MAX, LATENCY_BUDGET_US_MAX, OUTPUTS_MAX, RULE_OUTPUTS_MAX, RULES_MAX
 
@@ -79,7 +79,7 @@ STATED = {
     **{f"offsetof(struct counters_page, {name})": 8 * word for name, word in TOTALS.items()},
     **{
         f"offsetof(struct counters_rule, {name})": 8 * word
-        for word, name in enumerate(("packets", "bytes", "forwarded", "dropped"))
+        for word, name in enumerate(("packets", "bytes", "forwarded", "dropped", *LoopFacts._fields))
     },
     **{
         f"offsetof(struct counters_output, {name})": 8 * word
@@ -218,12 +218,40 @@ def test_clearing_takes_only_what_it_names(page: Page) -> None:
     assert page.totals()["received"] == 9
 
 
+def test_what_a_rule_was_not_to_forward_reads_apart_from_what_it_was(page: Page) -> None:
+    page.count_rule(7, packets=1, size=2, forwarded=3, dropped=4)
+    page.count_loop(7, own=5)
+    page.count_loop(7, looped=6)
+    page.count_loop(7, own=1, looped=1)
+    page.suspend_rule(7, 10**18)
+    page.suspend_rule(7, 2 * 10**18)
+    assert page.loop(7) == LoopFacts(own=6, looped=7, suspensions=2, suspended_until_ns=2 * 10**18)
+    assert page.rule(7) == (1, 2, 3, 4)
+    assert page.loop(6) == page.loop(8) == LoopFacts(0, 0, 0, 0)
+    assert page.rule(6) == page.rule(8) == (0, 0, 0, 0)
+    page.clear([7], [])
+    assert page.loop(7) == LoopFacts(0, 0, 0, 0)
+
+
+def test_a_suspension_ends_with_the_worker_that_kept_it(page: Page) -> None:
+    page.count_loop(3, own=1, looped=2)
+    page.suspend_rule(3, 10**18)
+    page.settle([(3, [])])
+    assert page.loop(3) == LoopFacts(own=1, looped=2, suspensions=1, suspended_until_ns=0)
+
+
 @pytest.mark.parametrize("index", [-1, RULES_MAX, 2**32])
 def test_there_is_no_such_rule(page: Page, index: int) -> None:
     with pytest.raises(IndexError, match=f"rule counter {index}"):
         page.rule(index)
     with pytest.raises(IndexError):
+        page.loop(index)
+    with pytest.raises(IndexError):
         page.count_rule(index, packets=1)
+    with pytest.raises(IndexError):
+        page.count_loop(index, own=1)
+    with pytest.raises(IndexError):
+        page.suspend_rule(index, 1)
     with pytest.raises(IndexError):
         page.clear([index], [])
 
