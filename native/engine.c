@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "engine.h"
 
+#include "addresses.h"
 #include "egress.h"
 #include "pace.h"
 #include "receive.h"
@@ -39,7 +40,8 @@ static uint64_t user_data(enum kind kind, uint32_t index)
 }
 
 enum command_kind {
-    ATTACH_INGRESS, DETACH_INGRESS, ATTACH_EGRESS, DETACH_EGRESS, SET_RULES, PROBE, STOP,
+    ATTACH_INGRESS, DETACH_INGRESS, ATTACH_EGRESS, DETACH_EGRESS, SET_RULES, SET_OWN_ADDRESSES,
+    PROBE, STOP,
 };
 
 struct command {
@@ -48,8 +50,9 @@ struct command {
     unsigned interface;
     int fd;
     uint32_t mtu;
-    struct ingress *ingress; /* ATTACH_INGRESS */
-    struct table *table;     /* SET_RULES */
+    struct ingress *ingress;     /* ATTACH_INGRESS */
+    struct table *table;         /* SET_RULES */
+    struct addresses *addresses; /* SET_OWN_ADDRESSES */
 };
 
 /* The answer carries back what the command side has to free. */
@@ -57,6 +60,7 @@ struct answer {
     struct engine_answer public;
     struct ingress *ingress;
     struct table *table;
+    struct addresses *addresses;
 };
 
 /* One producer, one consumer: each index is written by one thread. Never full, since no more than COMMANDS_MAX commands
@@ -87,6 +91,7 @@ struct engine {
     unsigned turn_left; /* packets that it may still have */
     struct egress egress[TABLE_INTERFACES_MAX];
     struct table *table;
+    struct addresses *own; /* NULL: not known yet */
     bool timer_armed;
     bool active; /* packets came since the timer last fired */
     bool commands_waiting;
@@ -198,6 +203,19 @@ static void submit_run(void *context, struct run *run, uint16_t index)
     sqe->user_data = user_data(KIND_SEND, index);
 }
 
+/* Whether a packet that matched a rule is to be forwarded at all; what is not counts for the rule in a word of its own. */
+static enum drop_reason admit(struct engine *engine, const struct ingress *ingress, const struct packet *packet,
+                              const struct table_rule *rule)
+{
+    struct counters_rule *counters = &engine->counters->rules[rule->counter];
+
+    if (engine->own && !ingress->loopback && addresses_contain(engine->own, &packet->source)) {
+        count(&counters->own, packet_datagrams(packet));
+        return DROP_OWN;
+    }
+    return DROP_NONE;
+}
+
 /* Look at a packet just taken from an ingress queue: make it the current one, or drop it. */
 static void begin(struct engine *engine, struct ingress *ingress, uint32_t slot, const struct frame *frame)
 {
@@ -223,8 +241,7 @@ static void begin(struct engine *engine, struct ingress *ingress, uint32_t slot,
         rule = engine->table ? table_find(engine->table, &packet->destination, packet->destination_port,
                                           ingress->interface)
                              : NULL;
-        if (!rule)
-            reason = DROP_NO_RULE;
+        reason = rule ? admit(engine, ingress, packet, rule) : DROP_NO_RULE;
     }
     if (reason != DROP_NONE) {
         if (reason == DROP_MERGED)
@@ -364,13 +381,13 @@ static void timer_fired(struct engine *engine)
     }
 }
 
-static void answer(struct engine *engine, uint64_t ticket, int result, struct ingress *ingress, struct table *table)
+static void answer(struct engine *engine, struct answer given)
 {
     uint32_t tail = atomic_load_explicit(&engine->answers.tail, memory_order_relaxed);
     const uint64_t one = 1;
     ssize_t written;
 
-    engine->answers.items[tail & (COMMANDS_MAX - 1)] = (struct answer){{ticket, result}, ingress, table};
+    engine->answers.items[tail & (COMMANDS_MAX - 1)] = given;
     atomic_store_explicit(&engine->answers.tail, tail + 1, memory_order_release);
     written = write(engine->answer_fd, &one, sizeof(one));
     (void)written; /* EAGAIN: the counter is full, so it is signalled */
@@ -391,7 +408,7 @@ static bool finish_detach(struct engine *engine, struct ingress *ingress)
             break;
         }
     if (ingress->detach_ticket)
-        answer(engine, ingress->detach_ticket, 0, ingress, NULL);
+        answer(engine, (struct answer){.public.ticket = ingress->detach_ticket, .ingress = ingress});
     else
         ingress_free(ingress); /* at the stop, when nobody waits for it */
     return true;
@@ -442,51 +459,61 @@ static void start_detach(struct engine *engine, struct ingress *ingress, uint64_
 
 /* --- commands, on the engine's thread ------------------------------------------------------------------------------ */
 
+static int execute_attach(struct engine *engine, struct command *command)
+{
+    struct ingress *ingress = command->ingress;
+    int error = engine->stopping                      ? -ECANCELED
+                : engine->ingress[command->interface] ? -EEXIST
+                                                      : ingress->kind->enter(ingress, &engine->ring);
+
+    if (error)
+        return error;
+    engine->ingress[command->interface] = ingress;
+    engine->attached[engine->attached_count++] = ingress;
+    return 0;
+}
+
 static void execute(struct engine *engine, struct command *command)
 {
+    struct answer given = {.public.ticket = command->ticket};
     struct ingress *ingress;
-    struct table *old;
-    int result = 0;
 
     switch (command->kind) {
     case ATTACH_INGRESS:
-        ingress = command->ingress;
-        result = engine->stopping                      ? -ECANCELED
-                 : engine->ingress[command->interface] ? -EEXIST
-                                                       : ingress->kind->enter(ingress, &engine->ring);
-        if (!result) {
-            engine->ingress[command->interface] = ingress;
-            engine->attached[engine->attached_count++] = ingress;
-            ingress = NULL;
-        }
-        answer(engine, command->ticket, result, ingress, NULL);
-        return;
+        given.public.result = execute_attach(engine, command);
+        if (given.public.result)
+            given.ingress = command->ingress;
+        break;
     case DETACH_INGRESS:
         ingress = engine->ingress[command->interface];
-        if (!ingress || ingress->detaching)
-            answer(engine, command->ticket, -ENOENT, NULL, NULL);
-        else
+        if (ingress && !ingress->detaching) {
             start_detach(engine, ingress, command->ticket);
-        return;
+            return;
+        }
+        given.public.result = -ENOENT;
+        break;
     case ATTACH_EGRESS:
         engine->egress[command->interface] =
             (struct egress){.fd = command->fd, .mtu = command->mtu, .segmentation = true,
                             .interface = (uint8_t)command->interface};
         break;
     case DETACH_EGRESS:
-        result = engine->egress[command->interface].fd < 0 ? -ENOENT : 0;
+        given.public.result = engine->egress[command->interface].fd < 0 ? -ENOENT : 0;
         engine->egress[command->interface].fd = -1;
         break;
     case SET_RULES:
-        old = engine->table;
+        given.table = engine->table;
         engine->table = command->table;
-        answer(engine, command->ticket, 0, NULL, old);
-        return;
+        break;
+    case SET_OWN_ADDRESSES:
+        given.addresses = engine->own;
+        engine->own = command->addresses;
+        break;
     case PROBE:
         break;
     case STOP:
         if (engine->stopping) {
-            result = -EALREADY;
+            given.public.result = -EALREADY;
             break;
         }
         engine->stopping = true;
@@ -496,7 +523,7 @@ static void execute(struct engine *engine, struct command *command)
                 start_detach(engine, engine->attached[i], 0);
         return;
     }
-    answer(engine, command->ticket, result, NULL, NULL);
+    answer(engine, given);
 }
 
 /* Between two batches: no run is in use and no packet is half prepared. */
@@ -613,7 +640,7 @@ int engine_run(struct engine *engine)
             engine->wait_ns = pace_next(&engine->pace, now_ns(), engine->taken);
         upkeep(engine);
     }
-    answer(engine, engine->stop_ticket, 0, NULL, NULL);
+    answer(engine, (struct answer){.public.ticket = engine->stop_ticket});
     return 0;
 }
 
@@ -667,10 +694,12 @@ void engine_close(struct engine *engine)
 
         ingress_free(command->ingress);
         table_free(command->table);
+        addresses_free(command->addresses);
     }
     for (unsigned i = 0; i < engine->attached_count; i++)
         ingress_free(engine->attached[i]);
     table_free(engine->table);
+    addresses_free(engine->own);
     free(engine);
 }
 
@@ -691,32 +720,34 @@ static int64_t submit(struct engine *engine, struct command command)
     return (int64_t)command.ticket;
 }
 
-static int64_t submit_ingress(struct engine *engine, unsigned interface, struct ingress *ingress)
+static int64_t submit_ingress(struct engine *engine, unsigned interface, bool loopback, struct ingress *ingress)
 {
-    int64_t ticket =
-        submit(engine, (struct command){.kind = ATTACH_INGRESS, .interface = interface, .ingress = ingress});
+    int64_t ticket;
 
+    ingress->loopback = loopback;
+    ticket = submit(engine, (struct command){.kind = ATTACH_INGRESS, .interface = interface, .ingress = ingress});
     if (ticket < 0)
         ingress_free(ingress);
     return ticket;
 }
 
-int64_t engine_attach_receive(struct engine *engine, unsigned interface, int fd, uint32_t mtu, uint32_t slots)
+int64_t engine_attach_receive(struct engine *engine, unsigned interface, int fd, bool loopback, uint32_t mtu,
+                              uint32_t slots)
 {
     struct ingress *ingress;
     int error = interface < TABLE_INTERFACES_MAX ? receive_new(&ingress, (uint8_t)interface, fd, mtu, slots) : -EINVAL;
 
-    return error ? error : submit_ingress(engine, interface, ingress);
+    return error ? error : submit_ingress(engine, interface, loopback, ingress);
 }
 
-int64_t engine_attach_ring(struct engine *engine, unsigned interface, int fd, uint32_t block_size, uint32_t blocks,
-                           uint32_t frame_size)
+int64_t engine_attach_ring(struct engine *engine, unsigned interface, int fd, bool loopback, uint32_t block_size,
+                           uint32_t blocks, uint32_t frame_size)
 {
     const struct ring_geometry geometry = {block_size, blocks, frame_size};
     struct ingress *ingress;
     int error = interface < TABLE_INTERFACES_MAX ? ring_new(&ingress, (uint8_t)interface, fd, &geometry) : -EINVAL;
 
-    return error ? error : submit_ingress(engine, interface, ingress);
+    return error ? error : submit_ingress(engine, interface, loopback, ingress);
 }
 
 static int64_t submit_plain(struct engine *engine, enum command_kind kind, unsigned interface)
@@ -757,6 +788,20 @@ int64_t engine_set_rules(struct engine *engine, const uint8_t *records, size_t l
     return ticket;
 }
 
+int64_t engine_set_own_addresses(struct engine *engine, const uint8_t *packed, size_t length)
+{
+    struct addresses *addresses;
+    int64_t ticket;
+    int error = addresses_build(&addresses, packed, length);
+
+    if (error)
+        return error;
+    ticket = submit(engine, (struct command){.kind = SET_OWN_ADDRESSES, .addresses = addresses});
+    if (ticket < 0)
+        addresses_free(addresses);
+    return ticket;
+}
+
 int64_t engine_probe(struct engine *engine)
 {
     return submit_plain(engine, PROBE, 0);
@@ -778,6 +823,7 @@ int engine_answer(struct engine *engine, struct engine_answer *out)
     *out = answer->public;
     ingress_free(answer->ingress);
     table_free(answer->table);
+    addresses_free(answer->addresses);
     atomic_store_explicit(&engine->answers.head, head + 1, memory_order_release);
     engine->outstanding--;
     return 1;

@@ -52,10 +52,12 @@ void engine_close(struct engine *engine);
 
 /* Receive IP packets from the packet socket `fd` as those of interface slot `interface`, by io_uring receives of at most
  * `mtu` bytes into `slots` slots (a power of two, or 0 for the default), or from the ring that was set up on it with this
- * geometry (struct tpacket_req). Answer -EEXIST if the slot has an ingress, -ECANCELED behind a stop. */
-int64_t engine_attach_receive(struct engine *engine, unsigned interface, int fd, uint32_t mtu, uint32_t slots);
-int64_t engine_attach_ring(struct engine *engine, unsigned interface, int fd, uint32_t block_size, uint32_t blocks,
-                           uint32_t frame_size);
+ * geometry (struct tpacket_req). On a `loopback` device packets from own addresses are as good as any. Answer -EEXIST if
+ * the slot has an ingress, -ECANCELED behind a stop. */
+int64_t engine_attach_receive(struct engine *engine, unsigned interface, int fd, bool loopback, uint32_t mtu,
+                              uint32_t slots);
+int64_t engine_attach_ring(struct engine *engine, unsigned interface, int fd, bool loopback, uint32_t block_size,
+                           uint32_t blocks, uint32_t frame_size);
 /* Answer -ENOENT if the slot has none. */
 int64_t engine_detach_ingress(struct engine *engine, unsigned interface);
 /* Send through the UDP socket `fd` for outputs on interface slot `interface`, which has this MTU; it replaces one that
@@ -64,6 +66,9 @@ int64_t engine_attach_egress(struct engine *engine, unsigned interface, int fd, 
 int64_t engine_detach_egress(struct engine *engine, unsigned interface);
 /* Forward by these rules (table.h says how they are described) and no others. */
 int64_t engine_set_rules(struct engine *engine, const uint8_t *records, size_t length);
+/* These are the addresses of this host (addresses.h says how they are described), and no others: what comes from one of
+ * them is not forwarded. None until then. */
+int64_t engine_set_own_addresses(struct engine *engine, const uint8_t *packed, size_t length);
 /* Does nothing; the answer shows that the engine's thread works. */
 int64_t engine_probe(struct engine *engine);
 /* Answer -EALREADY behind another stop. */

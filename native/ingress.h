@@ -59,6 +59,7 @@ struct ingress {
     bool statistics; /* the socket can tell how many packets the kernel dropped */
     bool needs_room; /* the next frame waits for sends to complete */
     bool virtio;     /* before the link-layer header stands a struct virtio_net_hdr (PACKET_VNET_HDR) */
+    bool loopback;   /* of a loopback device: local programs send on it from addresses of this host */
     uint64_t detach_ticket;
     struct pool pool;
 };

@@ -58,4 +58,15 @@ static inline union address address_from_ipv4(uint32_t ipv4)
     return mapped;
 }
 
+#define ADDRESS_MULTIPLIER UINT64_C(0x9e3779b97f4a7c15)
+
+/* Enough mixing that addresses counted up by one, as people number them, do not cluster; the upper bits are the best. The
+ * multiplier is 2^64 divided by the golden ratio (Knuth, The Art of Computer Programming, 6.4). */
+static inline uint64_t address_hash(const union address *address)
+{
+    uint64_t h = ((uint64_t)address->words[0] << 32 | address->words[1]) * ADDRESS_MULTIPLIER;
+
+    return (h ^ ((uint64_t)address->words[2] << 32 | address->words[3])) * ADDRESS_MULTIPLIER;
+}
+
 #endif

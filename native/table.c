@@ -13,15 +13,11 @@ struct table {
     struct table_output *outputs;
 };
 
-/* Enough mixing that groups counted up by one, as people number them, do not cluster. The multiplier is 2^64 divided by
- * the golden ratio (Knuth, The Art of Computer Programming, 6.4). */
 static uint32_t hash(const union address *group, uint16_t port, uint8_t ingress)
 {
-    const uint64_t multiplier = UINT64_C(0x9e3779b97f4a7c15);
-    uint64_t h = ((uint64_t)group->words[0] << 32 | group->words[1]) * multiplier;
+    uint64_t h = address_hash(group);
 
-    h = (h ^ ((uint64_t)group->words[2] << 32 | group->words[3])) * multiplier;
-    h = (h ^ h >> 29 ^ ((uint64_t)port << 8 | ingress)) * multiplier;
+    h = (h ^ h >> 29 ^ ((uint64_t)port << 8 | ingress)) * ADDRESS_MULTIPLIER;
     return (uint32_t)(h >> 32);
 }
 

@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Final
 
 from mcrelay import counters, worker
@@ -39,12 +40,13 @@ from mcrelay.messages import (
     Ready,
     RemoveRule,
     RuleRecord,
+    SetOwnAddresses,
     Shutdown,
     Start,
     SyncRules,
 )
 from mcrelay.process import name_process
-from mcrelay.rules import Entry, compile_rule, parse_rule
+from mcrelay.rules import Entry, compile_rule, mapped, parse_rule
 from mcrelay.worker import Life
 
 log = logging.getLogger(__name__)
@@ -203,6 +205,8 @@ class DataPlane:
                 self._change(message.ticket, lambda entries: entries.pop(message.rule))
             case SyncRules():
                 self._sync(message)
+            case SetOwnAddresses():
+                self._set_own_addresses(message)
             case Probe():
                 self._execute(message.ticket, self._engine.probe, lambda error: None)
             case Shutdown():
@@ -257,7 +261,9 @@ class DataPlane:
         ring = message.ring
         geometry = RingGeometry(ring.block_size, ring.blocks, ring.frame_size) if ring else None
         attach = (
-            functools.partial(self._engine.attach_ingress, message.slot, fd, message.mtu, geometry)
+            functools.partial(
+                self._engine.attach_ingress, message.slot, fd, message.mtu, geometry, loopback=message.loopback
+            )
             if message.direction == "ingress"
             else functools.partial(self._engine.attach_egress, message.slot, fd, message.mtu)
         )
@@ -279,6 +285,15 @@ class DataPlane:
             lambda error: self._close_socket(message.slot, message.direction),
             accept=errno.ENOENT,  # what is not attached needs no detaching
         )
+
+    def _set_own_addresses(self, message: SetOwnAddresses) -> None:
+        try:
+            addresses = frozenset(mapped(ip_address(text)) for text in message.addresses)
+        except ValueError as error:
+            self._acknowledge(message.ticket, f"{type(error).__name__}: {error}")
+            return
+        step = functools.partial(self._engine.set_own_addresses, addresses)
+        self._execute(message.ticket, step, lambda error: None)
 
     def _close_socket(self, slot: int, direction: Direction) -> None:
         fd = self._sockets.pop((slot, direction), None)

@@ -13,6 +13,7 @@ RULES_MAX: Final = 16384  # counters per worker: 10,000 rules and room for those
 OUTPUTS_MAX: Final = 65536  # likewise, with several outputs to a rule
 RULE_OUTPUTS_MAX: Final = 1024  # of one rule; its text still fits one frame
 INTERFACES_MAX: Final = 64  # in use at once; a worker's receive slots are a few MiB for each
+ADDRESSES_MAX: Final = 4096  # of this host, that a worker knows; their texts fit one frame
 WORKERS_MAX: Final = 64  # one per core; the control plane gets a counter page of each in one message
 
 LATENCY_BUDGET_US_MAX: Final = 10_000  # beyond that a ring of the usual size overflows at a million packets/s

@@ -6,7 +6,7 @@ beside a message (SCM_RIGHTS); `descriptors()` says how many belong to it.
     channel          from -> to                     what
     supervisor_sock  supervisor -> any worker       Start; to the control plane also Client, RecordRules
     request_sock     any worker <-> supervisor      requests and replies by id, Ready, Acknowledge
-    command_sock     supervisor -> data plane       interfaces, rules, Shutdown
+    command_sock     supervisor -> data plane       interfaces, rules, own addresses, Shutdown
     client           client <-> control plane       the API (docs/protocol.md)
     handover_sock    supervisor <-> its successor   what outlives a daemon
 """
@@ -19,6 +19,7 @@ import msgspec
 
 from mcrelay.frames import FRAME_MAX
 from mcrelay.limits import (
+    ADDRESSES_MAX,
     INTERFACES_MAX,
     LATENCY_BUDGET_US_MAX,
     OUTPUTS_MAX,
@@ -34,6 +35,7 @@ Direction = Literal["ingress", "egress"]
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Text = Annotated[str, msgspec.Meta(max_length=256)]
 LongText = Annotated[str, msgspec.Meta(max_length=4096)]
+AddressText = Annotated[str, msgspec.Meta(max_length=45)]  # IPv6 with a mapped IPv4 address written out
 HugeText = Annotated[str, msgspec.Meta(max_length=FRAME_MAX)]
 Outputs = Annotated[tuple[Text, ...], msgspec.Meta(max_length=RULE_OUTPUTS_MAX)]
 RuleCounter = Annotated[int, msgspec.Meta(ge=0, lt=RULES_MAX)]
@@ -231,6 +233,7 @@ class AttachInterface(Message, frozen=True):
     mtu: Mtu
     direction: Direction
     ring: Ring | None = None
+    loopback: bool = False  # local programs send on it from addresses of this host
 
     def descriptors(self) -> int:
         return 1
@@ -255,6 +258,14 @@ class AddRule(Message, frozen=True):
 class RemoveRule(Message, frozen=True):
     ticket: Id
     rule: Text  # id
+
+
+class SetOwnAddresses(Message, frozen=True):
+    """These are the addresses of this host, and no others. What comes from one of them is not forwarded, unless it came
+    on a loopback device."""
+
+    ticket: Id
+    addresses: Annotated[tuple[AddressText, ...], msgspec.Meta(max_length=ADDRESSES_MAX)]
 
 
 class Probe(Message, frozen=True):

@@ -93,17 +93,17 @@ class Bench:
         self._answered: dict[int, int] = {}
         self.failure: BaseException | None = None
 
-    def start(self) -> Engine:
+    def start(self, *, loopback: bool = False) -> Engine:
         """A new engine, attached to everything."""
         engine = self.start_bare()
         for slot in (OUT0, OUT1)[: len(self.egress)]:
             assert self.answer(self.attach_egress(slot)) == 0
-        assert self.answer(self.attach_ingress()) == 0
+        assert self.answer(self.attach_ingress(loopback=loopback)) == 0
         return engine
 
-    def attach_ingress(self) -> int:
+    def attach_ingress(self, *, loopback: bool = False) -> int:
         assert self.engine is not None
-        return self.engine.attach_ingress(IN0, self.ingress.fileno(), self.mtu, self.ring)
+        return self.engine.attach_ingress(IN0, self.ingress.fileno(), self.mtu, self.ring, loopback=loopback)
 
     def attach_egress(self, slot: int) -> int:
         assert self.engine is not None

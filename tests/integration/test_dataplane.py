@@ -28,6 +28,7 @@ from mcrelay.messages import (
     RemoveRule,
     Ring,
     RuleRecord,
+    SetOwnAddresses,
     Shutdown,
     Start,
     SyncRules,
@@ -60,8 +61,10 @@ class FakeEngine:
         self.told.append(command)
         return len(self.told)
 
-    def attach_ingress(self, interface: int, fd: int, mtu: int, ring: RingGeometry | None = None) -> int:
-        return self._note("attach_ingress", interface, mtu, ring)
+    def attach_ingress(
+        self, interface: int, fd: int, mtu: int, ring: RingGeometry | None = None, *, loopback: bool = False
+    ) -> int:
+        return self._note("attach_ingress", interface, mtu, ring, loopback)
 
     def detach_ingress(self, interface: int) -> int:
         return self._note("detach_ingress", interface)
@@ -74,6 +77,9 @@ class FakeEngine:
 
     def set_rules(self, entries: Iterable[Entry]) -> int:
         return self._note("set_rules", sorted(entry.counter for entry in entries))
+
+    def set_own_addresses(self, addresses: Iterable[bytes]) -> int:
+        return self._note("set_own_addresses", sorted(addresses))
 
     def probe(self) -> int:
         return self._note("probe")
@@ -167,7 +173,7 @@ def test_commands_reach_the_engine_and_its_answers_the_supervisor() -> None:
                 [null.fileno()],
             )
             await rig.told(1)
-        assert rig.engine.told == [("attach_ingress", 0, 1500, RingGeometry(4096, 2, 2048))]
+        assert rig.engine.told == [("attach_ingress", 0, 1500, RingGeometry(4096, 2, 2048), False)]
         assert rig.said == [Ready(engine="fake")]  # nothing is acknowledged before the engine has answered
         rig.engine.say(1)
         await rig.until(Acknowledge(ticket=1))
@@ -192,6 +198,34 @@ def test_commands_reach_the_engine_and_its_answers_the_supervisor() -> None:
         rig.commands.send(Shutdown())
         async with asyncio.timeout(DEADLINE_S):
             assert await rig.life.wait() == 0
+
+    asyncio.run(test())
+
+
+def test_the_engine_knows_this_hosts_addresses_and_where_they_may_come_from() -> None:
+    async def test() -> None:
+        rig = Rig()
+        await rig.until(Ready(engine="fake"))
+        with open("/dev/null") as null:
+            rig.commands.send(
+                AttachInterface(ticket=1, slot=2, name="lo", mtu=65536, direction="ingress", loopback=True),
+                [null.fileno()],
+            )
+            await rig.told(1)
+        assert rig.engine.told == [("attach_ingress", 2, 65536, None, True)]
+        rig.engine.say(1)
+        rig.commands.send(SetOwnAddresses(ticket=2, addresses=("192.0.2.1", "2001:db8::1", "192.0.2.1")))
+        await rig.told(2)
+        mapped = bytes.fromhex("00000000000000000000ffffc0000201")
+        assert rig.engine.told[1] == ("set_own_addresses", [mapped, bytes.fromhex("20010db8" + "00" * 11 + "01")])
+        assert rig.said[-1] == Acknowledge(ticket=1)
+        rig.engine.say(2)
+        await rig.until(Acknowledge(ticket=2))
+        rig.commands.send(SetOwnAddresses(ticket=3, addresses=("192.0.2.1", "192.0.2.256")))
+        await rig.until(
+            Acknowledge(ticket=3, error="ValueError: '192.0.2.256' does not appear to be an IPv4 or IPv6 address")
+        )
+        assert len(rig.engine.told) == 2
 
     asyncio.run(test())
 

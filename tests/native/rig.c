@@ -173,7 +173,7 @@ int rig_answer(struct rig *rig, int64_t ticket)
 void rig_attach(struct rig *rig, unsigned i, uint32_t slots)
 {
     CHECK_EQUAL(rig_answer(rig, engine_attach_egress(rig->engine, 0, rig->egress, RIG_LOOPBACK_MTU)), 0);
-    CHECK_EQUAL(rig_answer(rig, engine_attach_receive(rig->engine, i, rig->ingress[i], RIG_MTU, slots)), 0);
+    CHECK_EQUAL(rig_answer(rig, engine_attach_receive(rig->engine, i, rig->ingress[i], false, RIG_MTU, slots)), 0);
 }
 
 void rig_set_rules(struct rig *rig, struct description *rules)

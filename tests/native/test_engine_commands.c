@@ -18,7 +18,7 @@ enum {
 
 static int64_t attach(struct rig *rig, unsigned interface)
 {
-    return engine_attach_receive(rig->engine, interface, rig->ingress[0], RIG_MTU, 4);
+    return engine_attach_receive(rig->engine, interface, rig->ingress[0], false, RIG_MTU, 4);
 }
 
 static int64_t set_rules(struct rig *rig, const struct description *rules)
@@ -105,7 +105,7 @@ static void test_broken_ingress(void)
     check_case("ingress that cannot be received from");
     rig_open(&rig);
     rig_run(&rig);
-    CHECK_EQUAL(rig_answer(&rig, engine_attach_receive(rig.engine, 0, rig.command_fd, RIG_MTU, 4)), 0);
+    CHECK_EQUAL(rig_answer(&rig, engine_attach_receive(rig.engine, 0, rig.command_fd, false, RIG_MTU, 4)), 0);
     before = rig.page->batches;
     poll(NULL, 0, 300);
     CHECK(rig.page->batches - before < 20);
@@ -123,9 +123,9 @@ static void test_arguments(void)
     rig_open(&rig);
     CHECK_EQUAL(attach(&rig, 64), -EINVAL);
     CHECK_EQUAL(attach(&rig, 256), -EINVAL); /* 0, if it were cut to 8 bits too early */
-    CHECK_EQUAL(engine_attach_receive(rig.engine, 0, -1, RIG_MTU, 4), -EINVAL);
-    CHECK_EQUAL(engine_attach_receive(rig.engine, 0, rig.ingress[0], 67, 4), -EINVAL);
-    CHECK_EQUAL(engine_attach_receive(rig.engine, 0, rig.ingress[0], RIG_MTU, 3), -EINVAL);
+    CHECK_EQUAL(engine_attach_receive(rig.engine, 0, -1, false, RIG_MTU, 4), -EINVAL);
+    CHECK_EQUAL(engine_attach_receive(rig.engine, 0, rig.ingress[0], false, 67, 4), -EINVAL);
+    CHECK_EQUAL(engine_attach_receive(rig.engine, 0, rig.ingress[0], false, RIG_MTU, 3), -EINVAL);
     CHECK_EQUAL(engine_detach_ingress(rig.engine, 64), -EINVAL);
     CHECK_EQUAL(engine_attach_egress(rig.engine, 64, rig.egress, RIG_LOOPBACK_MTU), -EINVAL);
     CHECK_EQUAL(engine_attach_egress(rig.engine, 0, -1, RIG_LOOPBACK_MTU), -EINVAL);
@@ -133,6 +133,7 @@ static void test_arguments(void)
     rig_describe(&rig, &rules, 1, 0);
     CHECK_EQUAL(engine_set_rules(rig.engine, rules.bytes, rules.length - 1), -EINVAL);
     description_free(&rules);
+    CHECK_EQUAL(engine_set_own_addresses(rig.engine, (const uint8_t *)"fifteen bytes..", 15), -EINVAL);
     rig_run(&rig);
     CHECK(!rig_take_answers(&rig));
     CHECK_EQUAL(rig_answer(&rig, engine_detach_egress(rig.engine, 0)), -ENOENT); /* the first one taken */

@@ -11,7 +11,7 @@ enum { ROUNDS = 30, PER_ROUND = 100 };
 
 static int64_t attach(struct rig *rig, unsigned interface)
 {
-    return engine_attach_receive(rig->engine, interface, rig->ingress[0], RIG_MTU, 4);
+    return engine_attach_receive(rig->engine, interface, rig->ingress[0], false, RIG_MTU, 4);
 }
 
 static int64_t set_rules(struct rig *rig, const struct description *rules)

@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 from mcrelay import counters
 from mcrelay.counters import DROP_REASONS, EGRESS_REASONS, PAGE_SIZE, REASON, TOTALS, LoopFacts, Page
 from mcrelay.engines.reference import DATAGRAMS_MAX
-from mcrelay.limits import INTERFACES_MAX, LATENCY_BUDGET_US_MAX, OUTPUTS_MAX, RULE_OUTPUTS_MAX, RULES_MAX
+from mcrelay.limits import (
+    ADDRESSES_MAX,
+    INTERFACES_MAX,
+    LATENCY_BUDGET_US_MAX,
+    OUTPUTS_MAX,
+    RULE_OUTPUTS_MAX,
+    RULES_MAX,
+)
 
 NATIVE = Path(__file__).resolve().parents[2] / "native"
 HEADER = NATIVE / "counters.h"
@@ -58,6 +65,7 @@ STATED = {
     "COUNTERS_RULES_MAX": RULES_MAX,
     "COUNTERS_OUTPUTS_MAX": OUTPUTS_MAX,
     "TABLE_INTERFACES_MAX": INTERFACES_MAX,
+    "ADDRESSES_MAX": ADDRESSES_MAX,
     "PACE_BUDGET_US_MAX": LATENCY_BUDGET_US_MAX,
     "PACKET_DATAGRAMS_MAX": DATAGRAMS_MAX,
     "TABLE_OUTPUTS_PER_RULE_MAX": RULE_OUTPUTS_MAX,
@@ -92,7 +100,7 @@ def test_a_compiler_lays_the_page_out_in_the_same_way(tmp_path: Path) -> None:
     program = tmp_path / "layout"
     source = program.with_suffix(".c")
     prints = "\n".join(f'printf("%llu\\n", (unsigned long long)({expression}));' for expression in STATED)
-    headers = "\n".join(f'#include "{name}"' for name in ("counters.h", "table.h", "pace.h", "stdio.h"))
+    headers = "\n".join(f'#include "{name}"' for name in ("counters.h", "table.h", "addresses.h", "pace.h", "stdio.h"))
     source.write_text(f"{headers}\nint main(void)\n{{\n{prints}\nreturn 0;\n}}\n")
     subprocess.run(["cc", "-std=gnu11", f"-I{NATIVE}", "-o", program, source], check=True, timeout=30)
     printed = subprocess.run([program], check=True, capture_output=True, text=True, timeout=30).stdout

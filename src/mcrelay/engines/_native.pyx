@@ -38,13 +38,15 @@ cdef extern from "engine.h":
     int engine_open(engine **out, counters_page *counters, int command_fd, int answer_fd, engine_pace pace)
     int engine_run(engine *engine) nogil
     void engine_close(engine *engine)
-    int64_t engine_attach_receive(engine *engine, unsigned interface, int fd, uint32_t mtu, uint32_t slots)
-    int64_t engine_attach_ring(engine *engine, unsigned interface, int fd, uint32_t block_size, uint32_t blocks,
-                               uint32_t frame_size)
+    int64_t engine_attach_receive(engine *engine, unsigned interface, int fd, bint loopback, uint32_t mtu,
+                                  uint32_t slots)
+    int64_t engine_attach_ring(engine *engine, unsigned interface, int fd, bint loopback, uint32_t block_size,
+                               uint32_t blocks, uint32_t frame_size)
     int64_t engine_detach_ingress(engine *engine, unsigned interface)
     int64_t engine_attach_egress(engine *engine, unsigned interface, int fd, uint32_t mtu)
     int64_t engine_detach_egress(engine *engine, unsigned interface)
     int64_t engine_set_rules(engine *engine, const uint8_t *records, size_t length)
+    int64_t engine_set_own_addresses(engine *engine, const uint8_t *packed, size_t length)
     int64_t engine_probe(engine *engine)
     int64_t engine_stop(engine *engine)
     int engine_answer_take "engine_answer"(engine *engine, engine_answer *answer)
@@ -113,11 +115,12 @@ cdef class Engine:
             result = engine_run(opened)
         check(result)
 
-    def attach_receive(self, unsigned interface, int fd, uint32_t mtu, uint32_t slots):
-        return check(engine_attach_receive(self._open(), interface, fd, mtu, slots))
+    def attach_receive(self, unsigned interface, int fd, bint loopback, uint32_t mtu, uint32_t slots):
+        return check(engine_attach_receive(self._open(), interface, fd, loopback, mtu, slots))
 
-    def attach_ring(self, unsigned interface, int fd, uint32_t block_size, uint32_t blocks, uint32_t frame_size):
-        return check(engine_attach_ring(self._open(), interface, fd, block_size, blocks, frame_size))
+    def attach_ring(self, unsigned interface, int fd, bint loopback, uint32_t block_size, uint32_t blocks,
+                    uint32_t frame_size):
+        return check(engine_attach_ring(self._open(), interface, fd, loopback, block_size, blocks, frame_size))
 
     def detach_ingress(self, unsigned interface):
         return check(engine_detach_ingress(self._open(), interface))
@@ -131,6 +134,10 @@ cdef class Engine:
     def set_rules(self, const uint8_t[::1] records not None):
         cdef const uint8_t *first = &records[0] if records.shape[0] else NULL
         return check(engine_set_rules(self._open(), first, <size_t>records.shape[0]))
+
+    def set_own_addresses(self, const uint8_t[::1] packed not None):
+        cdef const uint8_t *first = &packed[0] if packed.shape[0] else NULL
+        return check(engine_set_own_addresses(self._open(), first, <size_t>packed.shape[0]))
 
     def probe(self):
         return check(engine_probe(self._open()))

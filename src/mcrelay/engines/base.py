@@ -34,9 +34,12 @@ class Engine(Protocol):
 
     # Commands. BlockingIOError: too many are waiting; OSError or OverflowError: wrong arguments. Nothing has happened.
 
-    def attach_ingress(self, interface: int, fd: int, mtu: int, ring: RingGeometry | None = None) -> int:
+    def attach_ingress(
+        self, interface: int, fd: int, mtu: int, ring: RingGeometry | None = None, *, loopback: bool = False
+    ) -> int:
         """Receive from the packet socket `fd` what is addressed to this interface's rules: from its ring if it has one,
-        else by receives of up to `mtu` bytes. Answers EEXIST if there is one already."""
+        else by receives of up to `mtu` bytes. On a `loopback` device local programs send from own addresses, too.
+        Answers EEXIST if there is one already."""
         ...
 
     def detach_ingress(self, interface: int) -> int:
@@ -54,6 +57,11 @@ class Engine(Protocol):
 
     def set_rules(self, entries: Iterable[Entry]) -> int:
         """Forward by these and no others."""
+        ...
+
+    def set_own_addresses(self, addresses: Iterable[bytes]) -> int:
+        """These are the addresses of this host, 16 bytes each, ADDRESSES_MAX at most, and no others: packets that come
+        from one of them are our own come back, and are dropped."""
         ...
 
     def probe(self) -> int:

@@ -29,7 +29,7 @@ from mcrelay.counters import (
     SENDS,
     Page,
 )
-from mcrelay.limits import RingGeometry
+from mcrelay.limits import ADDRESSES_MAX, RingGeometry
 from mcrelay.rules import Entry, Leg
 
 # linux/if_packet.h
@@ -70,7 +70,8 @@ SEND_ERRORS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    destination: bytes  # 16 bytes
+    source: bytes  # 16 bytes, like all addresses
+    destination: bytes
     port: int
     ttl: int
     payload: memoryview
@@ -125,7 +126,8 @@ def parse(data: memoryview, *, checksum_vouched: bool) -> Packet:
         pseudo_header = bytes(data[12:20]) + struct.pack("!BBH", 0, socket.IPPROTO_UDP, udp_length)
         if _checksum(pseudo_header + bytes(udp)) != 0xFFFF:
             raise Drop("bad_udp_checksum")
-    return Packet(b"\0" * 10 + b"\xff\xff" + bytes(data[16:20]), port, data[8], udp[8:])
+    prefix = b"\0" * 10 + b"\xff\xff"
+    return Packet(prefix + bytes(data[12:16]), prefix + bytes(data[16:20]), port, data[8], udp[8:])
 
 
 def _open(data: memoryview, control: list[tuple[int, int, bytes]], address: object, *, virtio: bool) -> Frame:
@@ -160,6 +162,7 @@ class Ingress:
     fd: int
     sock: socket.socket
     virtio: bool  # frames begin with a struct virtio_net_hdr
+    loopback: bool  # local programs send on it from addresses of this host
     statistics: bool = True
 
 
@@ -179,6 +182,7 @@ class ReferenceEngine:
         self._ingress: dict[int, Ingress] = {}
         self._egress: dict[int, socket.socket] = {}
         self._rules: dict[tuple[bytes, int, int], Entry] = {}
+        self._own: frozenset[bytes] = frozenset()
         self._stopping = False
 
     # The command side.
@@ -187,10 +191,12 @@ class ReferenceEngine:
     def answer_fd(self) -> int:
         return self._answer_fd
 
-    def attach_ingress(self, interface: int, fd: int, mtu: int, ring: RingGeometry | None = None) -> int:
+    def attach_ingress(
+        self, interface: int, fd: int, mtu: int, ring: RingGeometry | None = None, *, loopback: bool = False
+    ) -> int:
         if ring is not None:
             raise OSError(errno.EOPNOTSUPP, "engine reference reads no ring")
-        return self._submit(lambda: self._do_attach_ingress(interface, fd))
+        return self._submit(lambda: self._do_attach_ingress(interface, fd, loopback=loopback))
 
     def detach_ingress(self, interface: int) -> int:
         return self._submit(lambda: self._do_detach_ingress(interface))
@@ -204,6 +210,12 @@ class ReferenceEngine:
     def set_rules(self, entries: Iterable[Entry]) -> int:
         rules = {(entry.group, entry.port, entry.ingress): entry for entry in entries}
         return self._submit(lambda: self._do_set_rules(rules))
+
+    def set_own_addresses(self, addresses: Iterable[bytes]) -> int:
+        own = frozenset(addresses)
+        if len(own) > ADDRESSES_MAX or any(len(address) != 16 for address in own):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return self._submit(lambda: self._do_set_own_addresses(own))
 
     def probe(self) -> int:
         return self._submit(lambda: 0)
@@ -271,11 +283,11 @@ class ReferenceEngine:
             self._answers.append((ticket, action()))
             os.eventfd_write(self._answer_fd, 1)
 
-    def _do_attach_ingress(self, interface: int, fd: int) -> int:
+    def _do_attach_ingress(self, interface: int, fd: int, *, loopback: bool) -> int:
         if interface in self._ingress:
             return errno.EEXIST
         sock = socket.socket(fileno=fd)
-        ingress = Ingress(interface, fd, sock, bool(sock.getsockopt(SOL_PACKET, PACKET_VNET_HDR)))
+        ingress = Ingress(interface, fd, sock, bool(sock.getsockopt(SOL_PACKET, PACKET_VNET_HDR)), loopback)
         self._ingress[interface] = ingress
         self._selector.register(fd, selectors.EVENT_READ, ingress)
         self._count_pool()
@@ -305,6 +317,10 @@ class ReferenceEngine:
 
     def _do_set_rules(self, rules: dict[tuple[bytes, int, int], Entry]) -> int:
         self._rules = rules
+        return 0
+
+    def _do_set_own_addresses(self, own: frozenset[bytes]) -> int:
+        self._own = own
         return 0
 
     def _do_stop(self) -> int:
@@ -358,6 +374,9 @@ class ReferenceEngine:
                 continue
             if entry is None:
                 self._page.count_dropped(REASON["no_rule"], len(datagrams))
+            elif packet.source in self._own and not ingress.loopback:
+                self._page.count_dropped(REASON["own"], len(datagrams))
+                self._page.count_loop(entry.counter, own=len(datagrams))
             else:
                 self._forward(entry, packet, datagrams)
 

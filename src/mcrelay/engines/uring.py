@@ -41,10 +41,12 @@ class UringEngine:
     def run(self) -> None:
         self._native.run()
 
-    def attach_ingress(self, interface: int, fd: int, mtu: int, ring: RingGeometry | None = None) -> int:
+    def attach_ingress(
+        self, interface: int, fd: int, mtu: int, ring: RingGeometry | None = None, *, loopback: bool = False
+    ) -> int:
         if ring is None:
-            return self._native.attach_receive(interface, fd, mtu, self._slots)
-        return self._native.attach_ring(interface, fd, ring.block_size, ring.blocks, ring.frame_size)
+            return self._native.attach_receive(interface, fd, loopback, mtu, self._slots)
+        return self._native.attach_ring(interface, fd, loopback, ring.block_size, ring.blocks, ring.frame_size)
 
     def detach_ingress(self, interface: int) -> int:
         return self._native.detach_ingress(interface)
@@ -57,6 +59,9 @@ class UringEngine:
 
     def set_rules(self, entries: Iterable[Entry]) -> int:
         return self._native.set_rules(b"".join(entry.packed for entry in entries))
+
+    def set_own_addresses(self, addresses: Iterable[bytes]) -> int:
+        return self._native.set_own_addresses(b"".join(addresses))
 
     def probe(self) -> int:
         return self._native.probe()
