@@ -3,6 +3,7 @@
 
 #include "addresses.h"
 #include "egress.h"
+#include "loops.h"
 #include "pace.h"
 #include "receive.h"
 #include "ring.h"
@@ -92,6 +93,8 @@ struct engine {
     struct egress egress[TABLE_INTERFACES_MAX];
     struct table *table;
     struct addresses *own; /* NULL: not known yet */
+    struct loop_watch *watches; /* by rule counter */
+    uint64_t now_ns; /* of this turn, once somebody has asked; else 0 */
     bool timer_armed;
     bool active; /* packets came since the timer last fired */
     bool commands_waiting;
@@ -203,17 +206,43 @@ static void submit_run(void *context, struct run *run, uint16_t index)
     sqe->user_data = user_data(KIND_SEND, index);
 }
 
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now); /* needs no system call */
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* The time of this turn: one reading has to do for all its packets. */
+static uint64_t turn_ns(struct engine *engine)
+{
+    if (!engine->now_ns)
+        engine->now_ns = now_ns();
+    return engine->now_ns;
+}
+
 /* Whether a packet that matched a rule is to be forwarded at all; what is not counts for the rule in a word of its own. */
 static enum drop_reason admit(struct engine *engine, const struct ingress *ingress, const struct packet *packet,
                               const struct table_rule *rule)
 {
     struct counters_rule *counters = &engine->counters->rules[rule->counter];
+    struct loop_watch *watch = &engine->watches[rule->counter];
+    enum loop_verdict verdict;
 
     if (engine->own && !ingress->loopback && addresses_contain(engine->own, &packet->source)) {
         count(&counters->own, packet_datagrams(packet));
         return DROP_OWN;
     }
-    return DROP_NONE;
+    verdict = loops_judge(watch, rule->hash, packet, turn_ns(engine));
+    if (verdict == LOOP_NONE)
+        return DROP_NONE;
+    if (verdict == LOOP_FOUND) {
+        count_set(&counters->suspended_until_ns, watch->suspended_until_ns);
+        count(&counters->suspensions, 1);
+    }
+    count(&counters->looped, packet_datagrams(packet));
+    return DROP_LOOP;
 }
 
 /* Look at a packet just taken from an ingress queue: make it the current one, or drop it. */
@@ -584,14 +613,6 @@ static void reap(struct engine *engine)
     io_uring_cq_advance(&engine->ring, seen);
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now); /* needs no system call */
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 /* Nothing for the kernel to do, and nothing that it has for us. */
 static bool is_quiet(const struct io_uring *ring)
 {
@@ -631,13 +652,14 @@ int engine_run(struct engine *engine)
             return error;
         reap(engine);
         engine->taken = 0;
+        engine->now_ns = 0;
         do {
             if (engine->commands_waiting && at_rest(engine))
                 execute_commands(engine);
             more = forward(engine);
         } while (engine->commands_waiting && at_rest(engine));
         if (engine->pace.budget_ns)
-            engine->wait_ns = pace_next(&engine->pace, now_ns(), engine->taken);
+            engine->wait_ns = pace_next(&engine->pace, turn_ns(engine), engine->taken);
         upkeep(engine);
     }
     answer(engine, (struct answer){.public.ticket = engine->stop_ticket});
@@ -664,8 +686,10 @@ int engine_open(struct engine **out, struct counters_page *counters, int command
     engine = calloc(1, sizeof(*engine));
     if (!engine)
         return -ENOMEM;
-    error = io_uring_queue_init_params(SUBMISSIONS, &engine->ring, &params);
+    engine->watches = loops_new();
+    error = engine->watches ? io_uring_queue_init_params(SUBMISSIONS, &engine->ring, &params) : -ENOMEM;
     if (error < 0) {
+        loops_free(engine->watches);
         free(engine);
         return error;
     }
@@ -700,6 +724,7 @@ void engine_close(struct engine *engine)
         ingress_free(engine->attached[i]);
     table_free(engine->table);
     addresses_free(engine->own);
+    loops_free(engine->watches);
     free(engine);
 }
 

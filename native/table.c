@@ -13,12 +13,17 @@ struct table {
     struct table_output *outputs;
 };
 
-static uint32_t hash(const union address *group, uint16_t port, uint8_t ingress)
+static uint64_t hash(const union address *group, uint16_t port, uint8_t ingress)
 {
     uint64_t h = address_hash(group);
 
-    h = (h ^ h >> 29 ^ ((uint64_t)port << 8 | ingress)) * ADDRESS_MULTIPLIER;
-    return (uint32_t)(h >> 32);
+    return (h ^ h >> 29 ^ ((uint64_t)port << 8 | ingress)) * ADDRESS_MULTIPLIER;
+}
+
+/* Where the search for a hash begins: its upper bits are the best. */
+static uint32_t bucket(const struct table *table, uint64_t hash)
+{
+    return (uint32_t)(hash >> 32) & table->mask;
 }
 
 static bool matches(const struct table_rule *rule, const union address *group, uint16_t port, uint8_t ingress)
@@ -83,7 +88,8 @@ static int add_rule(struct table *table, const struct table_rule_record *record,
     rule->outputs = outputs;
     if (table_find(table, &rule->group, rule->port, rule->ingress))
         return -EINVAL;
-    at = hash(&rule->group, rule->port, rule->ingress) & table->mask;
+    rule->hash = hash(&rule->group, rule->port, rule->ingress);
+    at = bucket(table, rule->hash);
     while (table->buckets[at])
         at = (at + 1) & table->mask;
     table->buckets[at] = ++table->rules_count;
@@ -150,7 +156,7 @@ uint32_t table_rules(const struct table *table)
 const struct table_rule *table_find(const struct table *table, const union address *group, uint16_t port,
                                     uint8_t ingress)
 {
-    uint32_t at = hash(group, port, ingress) & table->mask;
+    uint32_t at = bucket(table, hash(group, port, ingress));
 
     while (table->buckets[at]) {
         const struct table_rule *rule = &table->rules[table->buckets[at] - 1];

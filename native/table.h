@@ -58,6 +58,7 @@ struct table_rule {
     uint32_t counter;
     uint32_t outputs_count;
     const struct table_output *outputs;
+    uint64_t hash; /* of group, port and ingress: tells the rule from others in tables before and after this one */
 };
 
 struct table;

@@ -214,13 +214,16 @@ class Receiver:
             taken.append((payload, ttl))
         return taken
 
-    def is_empty(self) -> bool:
+    def poll(self) -> bytes | None:
+        """A payload that is there."""
         self.sock.setblocking(False)
         try:
-            self.sock.recv(65536)
+            return self.sock.recv(65536)
         except BlockingIOError:
-            return True
-        return False
+            return None
+
+    def is_empty(self) -> bool:
+        return self.poll() is None
 
 
 class Sender:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from mcrelay import counters
 from mcrelay.counters import DROP_REASONS, EGRESS_REASONS, PAGE_SIZE, REASON, TOTALS, LoopFacts, Page
+from mcrelay.engines import loops
 from mcrelay.engines.reference import DATAGRAMS_MAX
 from mcrelay.limits import (
     ADDRESSES_MAX,
@@ -66,6 +67,7 @@ STATED = {
     "COUNTERS_OUTPUTS_MAX": OUTPUTS_MAX,
     "TABLE_INTERFACES_MAX": INTERFACES_MAX,
     "ADDRESSES_MAX": ADDRESSES_MAX,
+    **{f"LOOP_{name}": value for name, value in vars(loops).items() if name.isupper() and isinstance(value, int)},
     "PACE_BUDGET_US_MAX": LATENCY_BUDGET_US_MAX,
     "PACKET_DATAGRAMS_MAX": DATAGRAMS_MAX,
     "TABLE_OUTPUTS_PER_RULE_MAX": RULE_OUTPUTS_MAX,
@@ -100,7 +102,9 @@ def test_a_compiler_lays_the_page_out_in_the_same_way(tmp_path: Path) -> None:
     program = tmp_path / "layout"
     source = program.with_suffix(".c")
     prints = "\n".join(f'printf("%llu\\n", (unsigned long long)({expression}));' for expression in STATED)
-    headers = "\n".join(f'#include "{name}"' for name in ("counters.h", "table.h", "addresses.h", "pace.h", "stdio.h"))
+    headers = "\n".join(
+        f'#include "{name}"' for name in ("counters.h", "table.h", "addresses.h", "loops.h", "pace.h", "stdio.h")
+    )
     source.write_text(f"{headers}\nint main(void)\n{{\n{prints}\nreturn 0;\n}}\n")
     subprocess.run(["cc", "-std=gnu11", f"-I{NATIVE}", "-o", program, source], check=True, timeout=30)
     printed = subprocess.run([program], check=True, capture_output=True, text=True, timeout=30).stdout

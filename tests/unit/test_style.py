@@ -170,7 +170,7 @@ def test_a_module_says_what_it_is_and_is_not_too_long(name: str) -> None:
 
 NATIVE_FILES = {path.name: path for path in sorted([*NATIVE.glob("*.c"), *NATIVE.glob("*.h")])}
 PURE_NATIVE = ["pace.c", "pace.h", "packet.c", "packet.h", "table.c", "table.h", "pool.c", "pool.h", "counters.h"]
-PURE_NATIVE += ["addresses.c", "addresses.h", "payload.h", "analyser.c", "analyser.h"]
+PURE_NATIVE += ["addresses.c", "addresses.h", "loops.c", "loops.h", "payload.h", "analyser.c", "analyser.h"]
 
 
 def includes(name: str) -> set[str]:

@@ -11,6 +11,7 @@ import os
 import selectors
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from mcrelay.counters import (
     SENDS,
     Page,
 )
+from mcrelay.engines.loops import Loops, Verdict
 from mcrelay.limits import ADDRESSES_MAX, RingGeometry
 from mcrelay.rules import Entry, Leg
 
@@ -183,6 +185,8 @@ class ReferenceEngine:
         self._egress: dict[int, socket.socket] = {}
         self._rules: dict[tuple[bytes, int, int], Entry] = {}
         self._own: frozenset[bytes] = frozenset()
+        self._loops = Loops()
+        self._now_ns = 0  # of this turn
         self._stopping = False
 
     # The command side.
@@ -263,6 +267,7 @@ class ReferenceEngine:
         timeout: float | None = None
         while not self._stopping:
             ready = self._selector.select(timeout)
+            self._now_ns = time.monotonic_ns()
             self._page.count(BATCHES)
             for key, _events in ready:
                 if key.data is None:
@@ -374,11 +379,25 @@ class ReferenceEngine:
                 continue
             if entry is None:
                 self._page.count_dropped(REASON["no_rule"], len(datagrams))
-            elif packet.source in self._own and not ingress.loopback:
-                self._page.count_dropped(REASON["own"], len(datagrams))
-                self._page.count_loop(entry.counter, own=len(datagrams))
-            else:
+            elif self._admit(ingress, entry, packet, len(datagrams)):
                 self._forward(entry, packet, datagrams)
+
+    def _admit(self, ingress: Ingress, entry: Entry, packet: Packet, count: int) -> bool:
+        """Whether a packet that matched a rule is to be forwarded at all; what is not counts for the rule in a word of
+        its own."""
+        if packet.source in self._own and not ingress.loopback:
+            self._page.count_dropped(REASON["own"], count)
+            self._page.count_loop(entry.counter, own=count)
+            return False
+        watch = self._loops.watch(entry.counter, (entry.group, entry.port, entry.ingress))
+        verdict = watch.judge(packet.payload, packet.source, self._now_ns)
+        if verdict is Verdict.NONE:
+            return True
+        if verdict is Verdict.FOUND:
+            self._page.suspend_rule(entry.counter, watch.suspended_until_ns)
+        self._page.count_dropped(REASON["loop"], count)
+        self._page.count_loop(entry.counter, looped=count)
+        return False
 
     def _forward(self, entry: Entry, packet: Packet, datagrams: list[memoryview]) -> None:
         """Datagrams that came merged count as forwarded or not together, like in the C core."""

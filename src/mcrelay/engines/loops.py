@@ -1,0 +1,121 @@
+"""Loops: which rules go round in circles by way of another relay, and for how long they are suspended for it.
+
+The same in plain Python as native/loops.h, which explains it. Knows nothing of sockets or clocks: the caller says what
+time it is.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Final
+
+RETURNS_MIN: Final = 32
+RETURNS_PER_REPEAT: Final = 8
+ALTERNATE_NS: Final = 10**8
+WATCH_NS: Final = 10**9
+RETURNING_NS: Final = 2 * 10**9
+SUSPENSION_S: Final = 1
+SUSPENSION_MAX_S: Final = 64
+REST: Final = 4
+
+Rule = tuple[bytes, int, int]  # group, port, ingress
+
+
+class Verdict(enum.Enum):
+    NONE = enum.auto()  # forward the packet
+    FOUND = enum.auto()  # do not: the rule has just been suspended
+    SUSPENDED = enum.auto()  # do not: it is suspended
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a payload is known by: its length and its ends."""
+
+    length: int
+    first: bytes
+    last: bytes
+
+    @classmethod
+    def of(cls, payload: memoryview) -> Look:
+        return cls(len(payload), bytes(payload[:8]), bytes(payload[-8:]))
+
+
+@dataclass(slots=True)
+class Watched:
+    """The one payload that is watched of a rule."""
+
+    look: Look
+    source: bytes
+    armed_ns: int
+    repeats: int = 0
+    returner: bytes | None = None
+    returns: int = 0
+
+    @property
+    def is_returning(self) -> bool:
+        return self.returns >= RETURNS_PER_REPEAT * (1 + self.repeats)
+
+    def is_over(self, source: bytes, now_ns: int) -> bool:
+        """Whether a packet from this source is to be watched instead."""
+        age_ns = now_ns - self.armed_ns
+        if age_ns <= ALTERNATE_NS:
+            return False
+        if self.is_returning:
+            return age_ns > RETURNING_NS
+        return age_ns > WATCH_NS or source != self.source
+
+    def count(self, source: bytes) -> None:
+        if source == self.source:
+            self.repeats += 1
+        elif self.returner in (None, source):
+            self.returner = source
+            self.returns += 1
+
+
+@dataclass(slots=True)
+class Watch:
+    """What is known of one rule."""
+
+    rule: Rule
+    watched: Watched | None = None
+    suspended_until_ns: int = 0
+    suspension_s: int = 0  # how long the last one was; 0: none to remember
+
+    def judge(self, payload: memoryview, source: bytes, now_ns: int) -> Verdict:
+        if now_ns < self.suspended_until_ns:
+            return Verdict.SUSPENDED
+        look = Look.of(payload)
+        watched = self.watched
+        if watched is None or watched.is_over(source, now_ns):
+            self.watched = Watched(look, source, now_ns)
+            return Verdict.NONE
+        if look != watched.look:
+            return Verdict.NONE
+        watched.count(source)
+        if watched.returns < RETURNS_MIN or not watched.is_returning:
+            return Verdict.NONE
+        self._suspend(now_ns)
+        return Verdict.FOUND
+
+    def _suspend(self, now_ns: int) -> None:
+        if now_ns - self.suspended_until_ns >= REST * self.suspension_s * 10**9:
+            self.suspension_s = SUSPENSION_S
+        else:
+            self.suspension_s = min(2 * self.suspension_s, SUSPENSION_MAX_S)
+        self.suspended_until_ns = now_ns + self.suspension_s * 10**9
+        self.watched = None
+
+
+class Loops:
+    """The watches of all rules, by their counters."""
+
+    def __init__(self) -> None:
+        self._watches: dict[int, Watch] = {}
+
+    def watch(self, counter: int, rule: Rule) -> Watch:
+        """A rule's; another one's that had its counter is forgotten."""
+        watch = self._watches.get(counter)
+        if watch is None or watch.rule != rule:
+            watch = self._watches[counter] = Watch(rule)
+        return watch
