@@ -17,9 +17,10 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from ipaddress import ip_address
-from typing import Final
+from typing import Final, NamedTuple
 
 from mcrelay import counters, worker
 from mcrelay.channel import Channel
@@ -52,6 +53,7 @@ from mcrelay.worker import Life
 log = logging.getLogger(__name__)
 
 NOTICE_S: Final = 5.0  # between two looks at what people should know of interfaces
+LOOP_NOTICE_S: Final = 0.5  # at suspended rules: half as long as the shortest suspension
 
 # What an interface's counter means to a person.
 NOTICES: Final = {
@@ -61,6 +63,12 @@ NOTICES: Final = {
     "segments_refused": "%(name)s: does not take segments (UDP_SEGMENT), so datagrams leave it one by one, which costs "
     "more; see 'ethtool -k %(name)s', and whether each destination's path takes packets of its MTU",
 }
+
+SUSPENDED: Final = (
+    "rule %(label)s (%(input)s): suspended for %(seconds)d s, since another relay sends its output back: the same "
+    "payload came round again and again; change an output's group or port, here or there, so that it is not the other "
+    "relay's input"
+)
 
 KERNEL_MIN: Final = (6, 1)  # IORING_SETUP_DEFER_TASKRUN, multishot recvmsg (6.0), buffer rings (5.19)
 
@@ -97,6 +105,14 @@ def _why_no_io_uring(error: OSError) -> str:
     return f"io_uring: {error.strerror}"
 
 
+class Known(NamedTuple):
+    """A rule, as the engine needs it and as people call it."""
+
+    entry: Entry
+    label: str
+    input: str
+
+
 class DataPlane:
     """One worker. `make` is the engine's maker, so that tests can put a fake one in its place."""
 
@@ -116,13 +132,15 @@ class DataPlane:
         self._page = counters.Page(memoryview(self._map))
         self._page.initialise()
         self._sockets: dict[tuple[int, Direction], int] = {}
-        self._entries: dict[str, Entry] = {}  # rule id -> compiled
-        self._incoming: dict[str, Entry] = {}  # of an unfinished SyncRules, and its ticket
+        self._rules: dict[str, Known] = {}  # by id
+        self._incoming: dict[str, Known] = {}  # of an unfinished SyncRules, and its ticket
         self._incoming_error: Exception | None = None
         self._incoming_ticket = 0
         self._answers: dict[int, Callable[[int], None]] = {}
         self._noticed: dict[tuple[str, str], int] = {}  # interface name and counter -> how much of it was logged
         self._names: dict[int, str] = {}  # of interfaces, by slot
+        self._looped = 0  # packets dropped for loops, when somebody last looked why
+        self._suspended_until_ns: dict[str, int] = {}  # rules whose suspension was logged
         self._loop = asyncio.get_running_loop()
         self._requests = Channel(
             "request_sock",
@@ -151,6 +169,7 @@ class DataPlane:
         self._thread.start()
         self._requests.send(Ready(engine=self._engine.name))
         self._notice()
+        self._notice_loops()
 
     def from_supervisor(self, message: Message, descriptors: list[int]) -> None:
         raise AssertionError(f"{type(message).__name__} is not for a data plane")
@@ -191,6 +210,24 @@ class DataPlane:
                 self._noticed[name, key] = counted[key]
         self._loop.call_later(NOTICE_S, self._notice)
 
+    def _notice_loops(self) -> None:
+        """Log each suspension while it lasts. Whether there may be one is a single counter's news, whatever the number
+        of rules."""
+        looped = self._page.dropped().get("loop", 0)
+        if looped != self._looped:
+            self._looped = looped
+            now_ns = time.monotonic_ns()
+            known, self._suspended_until_ns = self._suspended_until_ns, {}
+            for rule_id, rule in self._rules.items():
+                until_ns = self._page.loop(rule.entry.counter).suspended_until_ns
+                if until_ns <= now_ns:
+                    continue
+                self._suspended_until_ns[rule_id] = until_ns
+                if known.get(rule_id) != until_ns:
+                    seconds = -(-(until_ns - now_ns) // 10**9)  # it began a moment ago
+                    log.warning(SUSPENDED, {"label": rule.label, "input": rule.input, "seconds": seconds})
+        self._loop.call_later(LOOP_NOTICE_S, self._notice_loops)
+
     # Commands.
 
     def _command(self, message: Message, descriptors: list[int]) -> None:
@@ -200,9 +237,9 @@ class DataPlane:
             case DetachInterface():
                 self._detach(message)
             case AddRule():
-                self._change(message.ticket, lambda entries: _put(entries, message.rule, message.slots))
+                self._change(message.ticket, lambda rules: _put(rules, message.rule, message.slots))
             case RemoveRule():
-                self._change(message.ticket, lambda entries: entries.pop(message.rule))
+                self._change(message.ticket, lambda rules: rules.pop(message.rule))
             case SyncRules():
                 self._sync(message)
             case SetOwnAddresses():
@@ -219,16 +256,16 @@ class DataPlane:
             log.error("cannot acknowledge: %s", failure)
             self._life.end(EXIT_CODES["internal"])
 
-    def _change(self, ticket: int, edit: Callable[[dict[str, Entry]], object]) -> None:
+    def _change(self, ticket: int, edit: Callable[[dict[str, Known]], object]) -> None:
         """Edit a copy of the rules and have the engine forward by it; if it cannot, nothing has changed."""
-        entries = dict(self._entries)
+        rules = dict(self._rules)
         try:
-            edit(entries)
-            answer = self._engine.set_rules(entries.values())
+            edit(rules)
+            answer = self._engine.set_rules(rule.entry for rule in rules.values())
         except (Error, KeyError, ValueError, OSError) as error:
             self._acknowledge(ticket, f"{type(error).__name__}: {error}")
             return
-        self._entries = entries
+        self._rules = rules
         self._answers[answer] = functools.partial(self._answered, ticket)
 
     def _answered(self, ticket: int, error: int) -> None:
@@ -248,11 +285,11 @@ class DataPlane:
             return
         complete, self._incoming = self._incoming, {}
 
-        def replace(entries: dict[str, Entry]) -> None:
+        def replace(rules: dict[str, Known]) -> None:
             if self._incoming_error:
                 raise self._incoming_error
-            entries.clear()
-            entries.update(complete)
+            rules.clear()
+            rules.update(complete)
 
         self._change(message.ticket, replace)
 
@@ -315,9 +352,10 @@ class DataPlane:
             answered(error.errno or errno.EIO)
 
 
-def _put(entries: dict[str, Entry], record: RuleRecord, slots: dict[str, int]) -> None:
+def _put(rules: dict[str, Known], record: RuleRecord, slots: dict[str, int]) -> None:
     rule = parse_rule(record.input, record.outputs, record.name)
-    entries[rule.id] = compile_rule(rule, slots, record.counter, record.output_counters)
+    entry = compile_rule(rule, slots, record.counter, record.output_counters)
+    rules[rule.id] = Known(entry, rule.label, record.input)
 
 
 def main() -> None:

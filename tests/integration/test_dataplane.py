@@ -8,6 +8,7 @@ import contextlib
 import mmap
 import os
 import socket
+import time
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -270,4 +271,30 @@ def test_what_somebody_can_mend_on_an_interface_is_logged_by_its_name(
 
     asyncio.run(test())
     assert "ethtool -K in0 rx-udp-gro-forwarding off" in caplog.text
+    assert len(caplog.records) == 2
+
+
+def test_each_suspension_of_a_rule_is_logged_once_while_it_lasts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(dataplane, "LOOP_NOTICE_S", 0.01)
+
+    async def test() -> None:
+        rig = Rig()
+        rig.commands.send(SyncRules(ticket=1, rules=(record(1), record(2)), slots=SLOTS, complete=True))
+        await rig.told(1)
+        rig.page.suspend_rule(1, time.monotonic_ns() - 1)  # over before anybody looked: a predecessor's
+        rig.engine.say(1)
+        await rig.until(Acknowledge(ticket=1))
+        for seconds in (60, 120):
+            rig.page.suspend_rule(2, time.monotonic_ns() + seconds * 10**9)
+            for _ in range(3):  # it is suspended, and goes on to be
+                rig.page.count_dropped(counters.REASON["loop"])
+                async with asyncio.timeout(DEADLINE_S):
+                    while f"suspended for {seconds} s" not in caplog.text:
+                        await asyncio.sleep(0.001)
+                await asyncio.sleep(0.05)  # longer only means more chances to fail
+
+    asyncio.run(test())
+    assert "(239.1.1.2:5000%in0): suspended for 60 s, since another relay sends its output back" in caplog.text
     assert len(caplog.records) == 2
