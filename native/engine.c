@@ -23,6 +23,7 @@ enum {
     PACKETS_PER_TURN = 64, /* of one interface, before the next one's turn */
     PACKETS_PER_BATCH = 512, /* gathered into runs before they are sent: enough for 64 segments of several flows */
     GATHERED_MAX = 64, /* completions that end a wait for company before its time */
+    PAYLOAD_AT = 32, /* in most packets: behind the headers of IPv4 and UDP, 28 bytes, and well into the first 8 of it */
     STATISTICS_MS = 100,   /* how often the sockets are asked for overruns while packets come */
 };
 
@@ -256,8 +257,10 @@ static void begin(struct engine *engine, struct ingress *ingress, uint32_t slot,
     engine->active = true;
     count(&engine->counters->received, 1);
     count(&engine->counters->interfaces[ingress->interface].frames, 1);
-    if (reason == DROP_NONE)
+    if (reason == DROP_NONE) {
+        __builtin_prefetch(frame->data + PAYLOAD_AT); /* loops_judge reads the payload's beginning: 100 ns from memory */
         reason = packet_parse(frame->data, frame->length, frame->checksum_vouched, packet);
+    }
     if (reason == DROP_NONE) {
         packet->segment = frame->segment < packet->payload_length ? frame->segment : 0;
         if (packet_datagrams(packet) > PACKET_DATAGRAMS_MAX)
