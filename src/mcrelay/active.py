@@ -130,6 +130,7 @@ class ActiveRules:
     async def bring_in(self, child: Child) -> None:
         """Give a worker's new life all that it must know. Busy if it fails. In a turn of the caller's."""
         # Ingress last: packets that wait in its sockets need the rules, and the rules their outputs.
+        await self._links.introduce(child)
         await self._links.attach_all(child, "egress")
         await self._give_all_rules(child, self._of_worker[child.index].values())
         await self._links.attach_all(child, "ingress")

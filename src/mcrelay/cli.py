@@ -19,7 +19,7 @@ from mcrelay.client import DEFAULT_SOCKET, Client
 from mcrelay.codec import json_text, to_json
 from mcrelay.errors import EXIT_CODES, Error, UsageError
 from mcrelay.limits import LATENCY_BUDGET_US_DEFAULT, LATENCY_BUDGET_US_MAX, RING_MEMORY_DEFAULT, WORKERS_MAX
-from mcrelay.messages import ProcessFacts, RuleFacts, Stats
+from mcrelay.messages import ProcessFacts, RuleFacts, RuleStats, Stats
 
 WATCH_S: Final = 1.0
 
@@ -319,7 +319,7 @@ def _print_stats(reply: Stats, since: tuple[Stats, float] | None) -> None:
                 _with_rate(rule.packets, before, "packets", since),
                 str(rule.bytes),
                 str(rule.dropped),
-                "",
+                _besides(rule),
             ]
         )
         for index, output in enumerate(rule.outputs):
@@ -341,6 +341,12 @@ def _with_rate(value: int, before: object, field: str, since: tuple[Stats, float
         return str(value)
     rate = (value - int(getattr(before, field))) / since[1]
     return f"{value} ({rate:.0f}/s)"
+
+
+def _besides(rule: RuleStats) -> str:
+    """What matched the rule and is not among its packets."""
+    counted = {"own": rule.own, "loop": rule.looped}
+    return ", ".join(f"not counted here: {reason} {packets}" for reason, packets in counted.items() if packets)
 
 
 def _reasons(dropped: dict[str, int]) -> str:

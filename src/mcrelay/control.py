@@ -14,8 +14,11 @@ import mmap
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Final, TypeVar
+
+import msgspec
 
 from mcrelay import __version__, counters, worker
 from mcrelay.channel import Channel
@@ -57,6 +60,7 @@ from mcrelay.messages import (
     ReplaceWorker,
     Restarted,
     RestartWorker,
+    RuleFacts,
     RuleRecord,
     Rules,
     RuleStats,
@@ -376,16 +380,12 @@ class ControlPlane:
     async def _add(self, message: Add) -> Added:
         rule = parse_rule(message.input, message.outputs, message.name)
         applied = await self._apply([rule], [])
-        return Added(
-            id=message.id, rule=self._table.facts(rule), generation=applied.generation, workers=applied.workers
-        )
+        return Added(id=message.id, rule=self._facts(rule), generation=applied.generation, workers=applied.workers)
 
     async def _remove(self, message: Remove) -> Removed:
         rule = self._table.rules.find(message.rule)
         applied = await self._apply([], [rule])
-        return Removed(
-            id=message.id, rule=self._table.facts(rule), generation=applied.generation, workers=applied.workers
-        )
+        return Removed(id=message.id, rule=self._facts(rule), generation=applied.generation, workers=applied.workers)
 
     async def change(self, message_id: int, add: list[RuleText], remove: list[str]) -> Changed:
         """The reply to a complete Change, or an Error."""
@@ -429,9 +429,28 @@ class ControlPlane:
         return Rules(
             id=message.id,
             generation=self._table.generation,
-            rules=tuple(self._table.facts(rule) for rule, _record in rules),
+            rules=tuple(self._facts(rule) for rule, _record in rules),
             interfaces=tuple(self._interface_facts(record) for _name, record in sorted(self._table.interfaces.items())),
             more=more,
+        )
+
+    def _facts(self, rule: Rule) -> RuleFacts:
+        facts = self._table.facts(rule)
+        record = self._table.records.get(rule.id)
+        left_ns = max(self._loop(record).suspended_until_ns - time.monotonic_ns(), 0) if record else 0
+        if not left_ns:
+            return facts
+        why = f"another relay sends its output back; for {left_ns / 1e9:.0f} s more (see 'mcrelay stats')"
+        return msgspec.structs.replace(facts, state="suspended", problems=(*facts.problems, why))
+
+    def _loop(self, record: RuleRecord) -> counters.LoopFacts:
+        """Over all workers."""
+        of_workers = [page.loop(record.counter) for page in self._pages]
+        return counters.LoopFacts(
+            own=sum(facts.own for facts in of_workers),
+            looped=sum(facts.looped for facts in of_workers),
+            suspensions=sum(facts.suspensions for facts in of_workers),
+            suspended_until_ns=max(facts.suspended_until_ns for facts in of_workers),
         )
 
     def _interface_facts(self, record: InterfaceRecord) -> InterfaceFacts:
@@ -461,6 +480,7 @@ class ControlPlane:
     def _rule_stats(self, rule: Rule, record: RuleRecord) -> RuleStats:
         sums = [sum(values) for values in zip(*(page.rule(record.counter) for page in self._pages), strict=True)]
         packets, size, forwarded, dropped = sums
+        loop = self._loop(record)
         return RuleStats(
             id=rule.id,
             name=rule.name,
@@ -469,6 +489,9 @@ class ControlPlane:
             bytes=size,
             forwarded=forwarded,
             dropped=dropped,
+            own=loop.own,
+            looped=loop.looped,
+            suspensions=loop.suspensions,
             outputs=tuple(
                 self._output_stats(text, counter)
                 for text, counter in zip(record.outputs, record.output_counters, strict=True)

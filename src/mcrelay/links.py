@@ -21,8 +21,16 @@ from mcrelay.children import Child
 from mcrelay.counters import Page
 from mcrelay.errors import Busy, SystemRefusal
 from mcrelay.handover import Heritage
-from mcrelay.limits import RingGeometry, ring_geometry
-from mcrelay.messages import AttachInterface, DetachInterface, Direction, InterfaceRecord, Message, Ring
+from mcrelay.limits import ADDRESSES_MAX, RingGeometry, ring_geometry
+from mcrelay.messages import (
+    AttachInterface,
+    DetachInterface,
+    Direction,
+    InterfaceRecord,
+    Message,
+    Ring,
+    SetOwnAddresses,
+)
 from mcrelay.net.attachments import DIRECTIONS, Attachment, Attachments, Need, group, needs
 from mcrelay.net.interfaces import Interface, Interfaces
 from mcrelay.rules import Rule
@@ -63,9 +71,11 @@ class Links:
         self._lingering: dict[Need, asyncio.TimerHandle] = {}  # open, and needed by no rule
         self._expiring: set[asyncio.Task[None]] = set()
         self._is_held = False
+        self._own: tuple[str, ...] = ()  # addresses of this host, as the workers know them
 
     async def open(self) -> None:
         await self._interfaces.open()
+        self._own = self._own_addresses()
         self._following = asyncio.create_task(self._follow())
 
     async def close(self) -> None:
@@ -245,6 +255,7 @@ class Links:
         """Make what is open agree with the interfaces that there are."""
         present = self._interfaces.present()
         before = self.records()
+        await self._tell_addresses()
         for attachment in self._attachments:
             interface = present.get(attachment.name)
             for direction in DIRECTIONS:
@@ -260,6 +271,24 @@ class Links:
         if self.records() != before:
             self._tell(before)
             self._on_change()
+
+    async def _tell_addresses(self) -> None:
+        """Have the workers know this host's addresses, if those are others now."""
+        own = self._own_addresses()
+        if own == self._own:
+            return
+        self._own = own
+        for child in self._ready_workers():
+            try:
+                await self.introduce(child)
+            except Busy as error:
+                log.warning("%s", error)  # its next life will know
+
+    def _own_addresses(self) -> tuple[str, ...]:
+        own = sorted(self._interfaces.addresses())
+        if len(own) > ADDRESSES_MAX:
+            log.warning("this host has %d addresses: what comes back from some is not told apart", len(own))
+        return tuple(own[:ADDRESSES_MAX])
 
     def _tell(self, before: tuple[InterfaceRecord, ...]) -> None:
         """Log what came and went."""
@@ -321,6 +350,11 @@ class Links:
 
     # Workers.
 
+    async def introduce(self, child: Child) -> None:
+        """Tell a worker whose packets are our own. Before it gets packet sockets."""
+        ticket = child.ticket()
+        await child.command(ticket, (SetOwnAddresses(ticket=ticket, addresses=self._own), ()))
+
     async def attach_all(self, child: Child, direction: Direction) -> None:
         """Give a worker's new life all that is open in this direction."""
         if self._is_held and direction == "ingress":
@@ -342,6 +376,7 @@ class Links:
             mtu=attachment.opened[direction].mtu,
             direction=direction,
             ring=Ring(ring.block_size, ring.blocks, ring.frame_size) if ring else None,
+            loopback=attachment.opened[direction].is_loopback,
         )
         await child.command(ticket, (message, [attachment.sockets[direction][child.index].fileno()]))
 

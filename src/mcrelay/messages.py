@@ -316,12 +316,12 @@ class Add(Message, frozen=True):
     name: HugeText | None = None
 
 
-RuleState = Literal["active", "partial", "pending"]
+RuleState = Literal["active", "partial", "pending", "suspended"]
 
 
 class RuleFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A rule, and whether it works now. `partial`: some outputs do not; `pending`: the input does not, or no output
-    does. `problems` says why."""
+    does; `suspended`: its output came back by way of another relay. `problems` says why."""
 
     id: str
     name: str | None
@@ -416,6 +416,9 @@ class RuleStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes: int
     forwarded: int
     dropped: int
+    own: int  # that matched, but came from this host: not in packets
+    looped: int  # that matched, but while the rule was suspended: not in packets
+    suspensions: int
     outputs: tuple[OutputStats, ...]
 
 
@@ -518,6 +521,7 @@ class InheritInterface(Message, frozen=True):
     index: Positive
     mtu: Mtu
     ring: Ring | None
+    loopback: bool
     filters: bool
     workers: Annotated[int, msgspec.Meta(ge=1, le=WORKERS_MAX)]
 

@@ -636,7 +636,10 @@ def playing(request: Message) -> list[Message]:
             if isinstance(request, ListRules):
                 return [Rules(id=request.id, generation=7, rules=page, interfaces=(), more=more)]
             stats = tuple(
-                RuleStats(r.id, r.name, r.input, packets=1, bytes=2, forwarded=1, dropped=0, outputs=()) for r in page
+                RuleStats(
+                    r.id, r.name, r.input, 1, 2, forwarded=1, dropped=0, own=0, looped=0, suspensions=0, outputs=()
+                )
+                for r in page
             )
             return [Stats(id=request.id, generation=7, workers=(), rules=stats, more=more, frames_malformed=3)]
         case RestartWorker():

@@ -201,6 +201,7 @@ class Attachments:
                     index=opened.index,
                     mtu=opened.mtu,
                     ring=Ring(ring.block_size, ring.blocks, ring.frame_size) if ring else None,
+                    loopback=opened.is_loopback,
                     filters=bool(filter_fds),
                     workers=self._workers,
                 )
@@ -214,7 +215,9 @@ class Attachments:
         if message.name not in self._by_name:
             self._by_name[message.name] = Attachment(message.name, message.slot)
         attachment = self._by_name[message.name]
-        interface = Interface(message.name, message.index, message.mtu, is_up=True, has_ipv4=True)
+        interface = Interface(
+            message.name, message.index, message.mtu, is_up=True, has_ipv4=True, is_loopback=message.loopback
+        )
         attachment.opened[message.direction] = interface
         attachment.sockets[message.direction] = [socket.socket(fileno=fd) for fd in descriptors[: self._workers]]
         if message.ring:
