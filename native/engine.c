@@ -669,6 +669,24 @@ int engine_run(struct engine *engine)
     return 0;
 }
 
+/* What is submitted to a ring passes no system call filter, so this one takes only what is submitted above: whoever gets
+ * hold of the process can open no file and no socket by it. In force once it is enabled. */
+static int restrict_ring(struct io_uring *ring)
+{
+    struct io_uring_restriction allowed[] = {
+        {.opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_POLL_ADD},
+        {.opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_RECVMSG},
+        {.opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_SENDMSG},
+        {.opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_TIMEOUT},
+        {.opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_ASYNC_CANCEL},
+        {.opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED, .sqe_flags = IOSQE_BUFFER_SELECT},
+        {.opcode = IORING_RESTRICTION_REGISTER_OP, .register_op = IORING_REGISTER_PBUF_RING},
+        {.opcode = IORING_RESTRICTION_REGISTER_OP, .register_op = IORING_UNREGISTER_PBUF_RING},
+    };
+
+    return io_uring_register_restrictions(ring, allowed, sizeof(allowed) / sizeof(*allowed));
+}
+
 /* --- the command side ---------------------------------------------------------------------------------------------- */
 
 int engine_open(struct engine **out, struct counters_page *counters, int command_fd, int answer_fd,
@@ -693,6 +711,12 @@ int engine_open(struct engine **out, struct counters_page *counters, int command
     error = engine->watches ? io_uring_queue_init_params(SUBMISSIONS, &engine->ring, &params) : -ENOMEM;
     if (error < 0) {
         loops_free(engine->watches);
+        free(engine);
+        return error;
+    }
+    error = restrict_ring(&engine->ring);
+    if (error < 0) {
+        io_uring_queue_exit(&engine->ring);
         free(engine);
         return error;
     }

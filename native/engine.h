@@ -35,8 +35,8 @@ struct engine_pace {
 
 /* Make an engine that counts into `counters` (mapped writable by the caller, who unmaps it after engine_close).
  * `command_fd` and `answer_fd` are non-blocking eventfds: the engine waits on the first and signals the second.
- * -ENOMEM; -EPERM or -ENOSYS where the kernel has no io_uring for us; -EINVAL then, too, or for a budget above
- * PACE_BUDGET_US_MAX. */
+ * -ENOMEM; -EPERM or -ENOSYS where the kernel has no io_uring for us; -EINVAL then, too, or where it cannot restrict a
+ * ring to what the engine submits, or for a budget above PACE_BUDGET_US_MAX. */
 int engine_open(struct engine **out, struct counters_page *counters, int command_fd, int answer_fd,
                 struct engine_pace pace);
 
