@@ -143,9 +143,14 @@ class Listener:
         self.shut()
         # Unlinked while we still listen: until then a successor is refused, from then on the path is its own. What
         # somebody else has put there stays; our inode's number is not given out again before the socket is closed.
-        with contextlib.suppress(FileNotFoundError):
+        try:
             if os.stat(self.path).st_ino == self._inode:
                 os.unlink(self.path)
+        except FileNotFoundError:
+            pass
+        except PermissionError:
+            # In somebody else's directory, where root itself may not write by then. It is known as stale.
+            log.warning("cannot remove %s: permission denied", self.path)
         self._sock.close()
 
     def _accept(self, deliver: Callable[[int, int, int, int], None]) -> None:

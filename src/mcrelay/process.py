@@ -1,7 +1,7 @@
 """Processes: start a worker, make it harmless, see what the kernel says of it.
 
-Owns the way from the supervisor's exec to a process without privileges, and the only use of privilege besides
-net/sockets.py. Knows nothing of what workers do.
+Owns the way from the supervisor's exec to a process without privileges, what of its own the supervisor keeps, and the
+only use of privilege besides net/sockets.py. Knows nothing of what workers do.
 
 A worker is a fresh exec of the interpreter with three standard streams and FD 3, nothing else. It imports its code
 first and then drops everything, because the code may lie where an unprivileged user cannot read (a clone in root's
@@ -34,21 +34,40 @@ SUCCESSOR: Final = "MCRELAY_HANDOVER"  # in the environment: the number of that 
 DATA_PRIORITY: Final = -15  # nice value; 29 times the share of an ordinary process
 
 # linux/capability.h
+CAP_DAC_READ_SEARCH: Final = 2
+CAP_KILL: Final = 5
 CAP_SETGID: Final = 6
 CAP_SETUID: Final = 7
 CAP_SETPCAP: Final = 8
 CAP_NET_ADMIN: Final = 12
 CAP_NET_RAW: Final = 13
+CAP_SYS_NICE: Final = 23
+CAP_BPF: Final = 39
 CAPABILITY_VERSION_3: Final = 0x20080522
+
+# What the supervisor keeps once it has started, of what it has. Whom it starts later begins with the same.
+SUPERVISOR_CAPABILITIES: Final = {
+    CAP_NET_RAW: "packet sockets, and sockets bound to an interface",
+    CAP_NET_ADMIN: "their buffers beyond the system's limit",
+    CAP_BPF: "the filter in front of packet sockets",
+    CAP_SYS_NICE: "data planes that are preferred on their cores",
+    CAP_KILL: "to end workers, which are somebody else",
+    CAP_SETUID: "workers become somebody else",
+    CAP_SETGID: "and lose their groups",
+    CAP_SETPCAP: "and give up what they could regain",
+    CAP_DAC_READ_SEARCH: "the code may lie in somebody's home, and workers read it before they become somebody else",
+}
 
 # linux/prctl.h
 PR_SET_PDEATHSIG: Final = 1
+PR_SET_DUMPABLE: Final = 4
 PR_CAPBSET_DROP: Final = 24
 PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +123,17 @@ def raise_descriptor_limit() -> None:
     """As many descriptors as this process may have: sockets come per worker and interface."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def keep_needed_capabilities() -> None:
+    """Give up what the supervisor does not need any more, and the way to regain it: of each set what is on the list
+    stays if it was there. A supervisor that is not root has less, and cannot touch the bounding set."""
+    _prctl(PR_SET_NO_NEW_PRIVS, 1)
+    needed = sum(1 << capability for capability in SUPERVISOR_CAPABILITIES)
+    effective, permitted, inheritable = _capabilities()
+    if effective >> CAP_SETPCAP & 1:
+        _drop_bounding_set(keep=needed)
+    _set_capabilities(effective & needed, permitted & needed, inheritable & needed)
 
 
 def spawn(module: str, arguments: Sequence[str], end: socket.socket) -> int:
@@ -170,36 +200,14 @@ def drop_privileges(uid: int, gid: int) -> None:
     fails: the worker must not go on then."""
     if os.geteuid() == 0:
         os.setgroups([])
-        _drop_bounding_set()
+        _drop_bounding_set(keep=0)
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
     _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
-    _clear_capabilities()
+    _set_capabilities(0, 0, 0)
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
+    _prctl(PR_SET_DUMPABLE, 0)  # others that run as the same user cannot look into it
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _drop_bounding_set() -> None:
-    with open("/proc/sys/kernel/cap_last_cap") as file:
-        last = int(file.read())
-    for capability in range(last + 1):
-        _prctl(PR_CAPBSET_DROP, capability)
-
-
-def _clear_capabilities() -> None:
-    header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
-    nothing = bytes(24)  # effective, permitted, inheritable, each in two words
-    if _libc.syscall(ctypes.c_long(_CAPSET), header, nothing) != 0:
-        raise OSError(ctypes.get_errno(), "capset")
-
-
-# capset has no wrapper in the C library that is always there (libcap has one).
-_CAPSET: Final = {"x86_64": 126, "aarch64": 91, "riscv64": 91}.get(os.uname().machine, 91)
-
-
-def _prctl(option: int, argument: int) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), f"prctl {option}")
 
 
 def name_process(name: str) -> None:
@@ -226,3 +234,49 @@ def status_of(pid: int) -> Status:
     except FileNotFoundError:
         raise ProcessLookupError(pid) from None
     return Status(int(fields["Uid"].split()[1]), fields["CapEff"].strip(), fields["Cpus_allowed_list"].strip())
+
+
+# --- system calls ---------------------------------------------------------------------------------------------------
+
+
+def system_call(number: int, *arguments: object) -> int:
+    """One that has no wrapper in the C library that is always there. OSError if it fails."""
+    result = int(_libc.syscall(ctypes.c_long(number), *arguments))
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    return result
+
+
+# capset and capget.
+_CAPSET: Final = {"x86_64": 126, "aarch64": 91, "riscv64": 91}.get(os.uname().machine, 91)
+_CAPGET: Final = _CAPSET - 1
+_CAPABILITY_HEADER: Final = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
+_CAPABILITY_SETS: Final = struct.Struct("=6I")  # effective, permitted, inheritable; low words first, then high ones
+
+
+def _capabilities() -> tuple[int, int, int]:
+    """Effective, permitted, inheritable."""
+    buffer = ctypes.create_string_buffer(_CAPABILITY_SETS.size)
+    system_call(_CAPGET, _CAPABILITY_HEADER, buffer)
+    words = _CAPABILITY_SETS.unpack(buffer.raw)
+    effective, permitted, inheritable = (low | high << 32 for low, high in zip(words[:3], words[3:], strict=True))
+    return effective, permitted, inheritable
+
+
+def _set_capabilities(*sets: int) -> None:
+    words = [word >> shift & 0xFFFFFFFF for shift in (0, 32) for word in sets]
+    system_call(_CAPSET, _CAPABILITY_HEADER, _CAPABILITY_SETS.pack(*words))
+
+
+def _drop_bounding_set(*, keep: int) -> None:
+    with open("/proc/sys/kernel/cap_last_cap") as file:
+        last = int(file.read())
+    for capability in range(last + 1):
+        if not keep >> capability & 1:
+            _prctl(PR_CAPBSET_DROP, capability)
+
+
+def _prctl(option: int, argument: int) -> None:
+    if _libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl {option}")

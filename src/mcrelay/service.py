@@ -54,13 +54,13 @@ def run(
 async def _supervise(options: Options) -> None:
     watch_loop(debug=options.debug)
     descriptor = process.predecessor_fd()
-    if descriptor is None:
-        await Supervisor(options).run()
-        return
-    predecessor = Predecessor(descriptor)
+    predecessor = Predecessor(descriptor) if descriptor is not None else None
     try:
-        heritage = await predecessor.inherit(len(options.cores))
-        await Supervisor(options, predecessor, heritage).run()
+        heritage = await predecessor.inherit(len(options.cores)) if predecessor else None
+        supervisor = Supervisor(options, predecessor, heritage)
+        process.keep_needed_capabilities()  # the socket is there, wherever its user wanted it
+        await supervisor.run()
     except Error as error:
-        predecessor.refuse(error)
+        if predecessor:
+            predecessor.refuse(error)
         raise

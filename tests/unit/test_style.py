@@ -110,8 +110,8 @@ def test_the_program_does_not_import_what_tests_it(name: str) -> None:
 PRIVILEGED = re.compile(
     r"AF_PACKET|AF_NETLINK|SOCK_RAW|PACKET_FANOUT\w*|PACKET_RX_RING|PACKET_ADD_MEMBERSHIP|PACKET_IGNORE_OUTGOING"
     r"|SO_\w+FORCE|SO_ATTACH_\w+|SO_BINDTODEVICE|SO_MARK|SO_PRIORITY|SO_PEER\w+|IP_ADD_\w*MEMBERSHIP|IP_TRANSPARENT|MRT_\w+"
-    r"|_?set(re|res|e)?[ug]id|setgroups|initgroups|_?capset|_CAPSET|_?prctl|PR_[A-Z]\w+|CAP_[A-Z]\w+|_?libc|CDLL"
-    r"|unshare|setns|chroot|mount|ptrace|mlock(all)?"
+    r"|_?set(re|res|e)?[ug]id|setgroups|initgroups|_?capset|_CAPSET|_CAPGET|_?prctl|PR_[A-Z]\w+|CAP_[A-Z]\w+|_?libc|CDLL"
+    r"|unshare|setns|chroot|mount|ptrace|mlock(all)?|system_call"
 )
 MAY = {
     "mcrelay.net.sockets": re.compile(
@@ -122,7 +122,9 @@ MAY = {
     # Of whoever types `mcrelay receive` or `send`, where they have it: a large receive buffer, a unicast socket on one
     # interface; and memberships, which take none.
     "mcrelay.net.traffic_sockets": re.compile(r"SO_RCVBUFFORCE|SO_BINDTODEVICE|IP_ADD_MEMBERSHIP"),
-    "mcrelay.process": re.compile(r"set(res)?[ug]id|setgroups|_CAPSET|_?prctl|PR_\w+|CAP_\w+|_?libc|CDLL"),
+    "mcrelay.process": re.compile(
+        r"set(res)?[ug]id|setgroups|_CAP[GS]ET|_?prctl|PR_\w+|CAP_\w+|_?libc|CDLL|system_call"
+    ),
     # Who is at the other end of a client's connection.
     "mcrelay.listener": re.compile(r"SO_PEER\w+|_?libc|CDLL"),
 }
