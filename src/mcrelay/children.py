@@ -161,6 +161,8 @@ class Child:
         how = (
             f"exited with {info.si_status}"
             if info.si_code == os.CLD_EXITED
+            else "was ended by a forbidden system call, which it has named if it could"
+            if info.si_status == signal.SIGSYS
             else f"was ended by signal {info.si_status} ({signal.strsignal(info.si_status) or 'unknown'})"
         )
         log.info("%s (pid %s) %s after %.1f s", self.name, self.pid, how, lived_s)

@@ -26,7 +26,7 @@ from mcrelay.codec import Codec, in_frames
 from mcrelay.errors import Busy, Error, RuleError
 from mcrelay.flowtable import FlowTable
 from mcrelay.frames import Malformed
-from mcrelay.limits import RULES_MAX
+from mcrelay.limits import CLIENTS_MAX, RULES_MAX
 from mcrelay.messages import (
     PROTOCOL,
     Add,
@@ -81,7 +81,6 @@ from mcrelay.worker import Life
 
 log = logging.getLogger(__name__)
 
-CLIENTS_MAX: Final = 256
 REQUESTS_MAX: Final = 32  # of one client, under way at once
 MALFORMED_MAX: Final = 16  # of one client, before it is sent away
 CHANGE_MAX: Final = 8 * 1024 * 1024  # bytes of one change, all its pieces together: 60,000 outputs

@@ -1,7 +1,8 @@
 """The shell of a worker process: from exec to its first message, and to its end.
 
-Owns FD 3 and the order of things: the code is imported, privileges are dropped, and only then a byte is read. What a
-worker does with its messages is its own module's business.
+Owns FD 3 and the order of things: the code is imported, privileges are dropped, the sandbox is entered, and only then a
+byte is read; when Start is served, the sandbox is sealed. What a worker does with its messages is its own module's
+business.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final, Literal, Protocol
 
-from mcrelay import __version__, process
+from mcrelay import __version__, process, sandbox
 from mcrelay.channel import Channel
 from mcrelay.codec import Codec
 from mcrelay.errors import EXIT_CODES
@@ -112,13 +113,16 @@ async def _live(role: Literal["control", "data"], make: Callable[[Start, list[in
                 debug=message.debug,
             )
             watch_loop(debug=message.debug)
+            log.debug("in the sandbox; %s", confined)
             worker = make(message, descriptors, life)
+            sandbox.seal(role)
         elif worker is None:
             log.error("%s before Start", type(message).__name__)
             life.end(EXIT_CODES["protocol"])
         else:
             worker.from_supervisor(message, descriptors)
 
+    confined = sandbox.enter(role)
     try:
         sock = socket.socket(fileno=process.WORKER_FD)
     except OSError:

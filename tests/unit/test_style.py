@@ -125,6 +125,10 @@ MAY = {
     "mcrelay.process": re.compile(
         r"set(res)?[ug]id|setgroups|_CAP[GS]ET|_?prctl|PR_\w+|CAP_\w+|_?libc|CDLL|system_call"
     ),
+    # Less of it: filters, rulesets, and the name of a thread, which is permitted.
+    "mcrelay.sandbox": re.compile(r"PR_SET_NAME|system_call"),
+    "mcrelay.seccomp": re.compile(r"system_call"),
+    "mcrelay.landlock": re.compile(r"system_call"),
     # Who is at the other end of a client's connection.
     "mcrelay.listener": re.compile(r"SO_PEER\w+|_?libc|CDLL"),
 }
