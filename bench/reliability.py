@@ -91,10 +91,11 @@ def successor(daemon: Daemon, former: int, name: str = "data/0") -> None:
     def is_there() -> bool:
         if not answers(daemon.socket):
             return False
-        pids = daemon.pids()
-        return "spare" in pids and name in pids and pids[name] != former
+        processes = daemon.json("workers")["processes"]
+        pids = {f"data/{p['index']}" if p["role"] == "data" else p["role"]: p["pid"] for p in processes}
+        return pids.get(name, former) != former and "spare" in pids and all(p["state"] == "ready" for p in processes)
 
-    wait_until(is_there, DEADLINE_S, f"{name} has no successor, or there is no spare")
+    wait_until(is_there, DEADLINE_S, f"{name} has no successor, or there is no spare that waits")
 
 
 def killed_workers(line: RelayLine, rate: int) -> str:

@@ -32,15 +32,19 @@ OUTPUT = "239.2.2.2:6000"
 
 def test_from_start_to_traffic_and_back_in_eight_steps(daemon: Daemon, line: RelayLine) -> None:
     # The supervisor runs, and has spawned a control plane, a data plane for each core, and one in reserve.
-    workers = daemon.json("workers")["processes"]
     cores = sorted(os.sched_getaffinity(0))
+
+    def all_ready() -> list[dict[str, Any]]:
+        processes: list[dict[str, Any]] = daemon.json("workers")["processes"]
+        return processes if all(p["state"] == "ready" for p in processes) else []
+
+    workers = wait_until(all_ready, 5, "somebody is not ready")
     assert [(w["role"], w["index"]) for w in workers] == [
         ("supervisor", 0),
         ("control", 0),
         *(("data", i) for i in range(len(cores))),
         ("spare", 0),
     ]
-    assert all(w["state"] == "ready" for w in workers)
     assert [w["cores"] for w in workers if w["role"] == "data"] == [str(core) for core in cores]
     # Without a rule nothing comes through.
     receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", deadline_s=30))
