@@ -16,6 +16,7 @@ from __future__ import annotations
 import array
 import asyncio
 import logging
+import math
 import os
 import socket
 import stat
@@ -38,7 +39,11 @@ WRITES_PER_TURN: Final = 16  # frames, before other work gets its turn
 
 class Channel:
     """`deliver(message, descriptors)` is called for each message, `closed(reason)` once when the other side is gone or
-    the channel broke. `malformed` counts what was not a permitted message; each is logged and skipped."""
+    the channel broke. `malformed` counts what was not a permitted message; each is logged and skipped.
+
+    How long the other side keeps us waiting is for the owner to judge. In the loop's time, infinity if it does not:
+    `unfinished_since` is when it began the frame that has not come whole, `unsent_since` when what is to be sent next
+    became the next."""
 
     def __init__(
         self,
@@ -62,6 +67,8 @@ class Channel:
         self._queue: deque[tuple[bytes, Sequence[int], bool]] = deque()
         self._queued = 0
         self._open = True
+        self.unfinished_since = math.inf
+        self.unsent_since = math.inf
         self._loop = asyncio.get_running_loop()
         sock.setblocking(False)
         self._loop.add_reader(sock.fileno(), self._readable)
@@ -89,9 +96,15 @@ class Channel:
         self._queue.append((frame, descriptors, give))
         self._queued += len(frame)
         if len(self._queue) == 1:
+            self.unsent_since = self._loop.time()
             self._writable()
             if self._queue:
                 self._loop.add_writer(self._sock.fileno(), self._writable)
+
+    @property
+    def held(self) -> int:
+        """Bytes in memory: what came of an unfinished frame, and what waits to be sent."""
+        return self._reader.held + self._queued
 
     @property
     def drained(self) -> bool:
@@ -119,6 +132,7 @@ class Channel:
                 self._queue[0] = (frame[sent:], (), False)
                 return
             self._queue.popleft()
+            self.unsent_since = self._loop.time() if self._queue else math.inf
         if not self._queue and self._open:
             self._loop.remove_writer(self._sock.fileno())
 
@@ -144,6 +158,10 @@ class Channel:
             self._break("the other side closed it")
             return
         frames: list[bytes | Malformed | None] = list(self._reader.feed(data))
+        if self._reader.between_frames:
+            self.unfinished_since = math.inf
+        elif frames or self.unfinished_since == math.inf:
+            self.unfinished_since = self._loop.time()
         if self._reader.unfinished or not frames:
             frames.append(None)
         # What arrived came with the last frame that these bytes begin.

@@ -2,8 +2,8 @@
 
 A frame is a 4-byte big-endian length and as many bytes of one JSON object, tagged by "type", at most FRAME_MAX.
 Decoding is strict: an unknown type, an unknown or missing field, a wrong type or a number out of range is an error,
-and so is a message that its sender may not send on that channel. Knows nothing of sockets or event loops: bytes come
-in, messages come out.
+and so is a message that its sender may not send on that channel, or a field that a client gives twice. Knows nothing
+of sockets or event loops: bytes come in, messages come out.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ from mcrelay.messages import (
     Version,
     Workers,
 )
+from mcrelay.names import check_names
 
 PIECE_MAX: Final = 768 * 1024  # bytes of rules in one frame of several, with room for what stands around them
 RECORD_BYTES: Final = 256  # of a rule's record without its outputs, at most
@@ -164,9 +165,10 @@ class Codec:
             union = union | message
         self._decoder = msgspec.json.Decoder(union) if self.permitted else None
         self._sender = sender
+        self._is_foreign = sender == "client"
         self.takes_descriptors = any(m.descriptors is not Message.descriptors for m in self.permitted)
 
-    def decode(self, body: bytes | memoryview) -> Message:
+    def decode(self, body: bytes) -> Message:
         """One message, or Malformed."""
         if self._decoder is None:
             raise Malformed("decode", f"the {self._sender} may not send anything here")
@@ -176,6 +178,8 @@ class Codec:
             raise Malformed("decode", str(error)) from None
         if isinstance(message, _Nothing):
             raise Malformed("decode", "nothing is no message")
+        if self._is_foreign:
+            check_names(body)
         return message
 
 

@@ -1,9 +1,9 @@
 """The control plane worker: the client API over the flow table.
 
-Owns the client connections, the flow table (what the supervisor has recorded as active, and where each rule is counted)
-and which counters are free. A change is validated here, asked of the supervisor, and answered to the client when the
-supervisor's record of it has arrived on FD 3: that stream is the only thing that changes the table. Opens no socket,
-connects to nothing, and holds no privilege; forwarding goes on without it.
+Owns the flow table (what the supervisor has recorded as active, and where each rule is counted) and which counters are
+free; clients.py has the connections. A change is validated here, asked of the supervisor, and answered to the client
+when the supervisor's record of it has arrived on FD 3: that stream is the only thing that changes the table. Opens no
+socket, connects to nothing, and holds no privilege; forwarding goes on without it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, TypeVar
 
 import msgspec
 
 from mcrelay import __version__, counters, worker
 from mcrelay.channel import Channel
+from mcrelay.clients import Clients
 from mcrelay.codec import Codec, in_frames
-from mcrelay.errors import Busy, Error, RuleError
+from mcrelay.errors import Busy, Error
 from mcrelay.flowtable import FlowTable
 from mcrelay.frames import Malformed
-from mcrelay.limits import CLIENTS_MAX, RULES_MAX
 from mcrelay.messages import (
     PROTOCOL,
     Add,
@@ -36,7 +36,6 @@ from mcrelay.messages import (
     Change,
     Changed,
     Client,
-    Failure,
     GetProcesses,
     GetStats,
     GetVersion,
@@ -64,7 +63,6 @@ from mcrelay.messages import (
     RuleRecord,
     Rules,
     RuleStats,
-    RuleText,
     Shutdown,
     Start,
     Stats,
@@ -81,10 +79,6 @@ from mcrelay.worker import Life
 
 log = logging.getLogger(__name__)
 
-REQUESTS_MAX: Final = 32  # of one client, under way at once
-MALFORMED_MAX: Final = 16  # of one client, before it is sent away
-CHANGE_MAX: Final = 8 * 1024 * 1024  # bytes of one change, all its pieces together: 60,000 outputs
-TEXT_OVERHEAD: Final = 64  # bytes of memory of a text besides its characters
 SUPERVISOR_S: Final = 10.0  # for the answer to one request
 UPGRADE_S: Final = 30.0
 FINISH_S: Final = 0.5  # for requests that are under way at the end
@@ -97,139 +91,14 @@ class Unanswered(Busy):
     """Whether it happened is not known."""
 
 
-class Connection:
-    """One client."""
-
-    def __init__(self, control: ControlPlane, sock: socket.socket, peer: Client) -> None:
-        self._control = control
-        self._requests = 0
-        self._incoming: tuple[list[RuleText], list[str]] = [], []  # of an unfinished Change
-        self._incoming_id: int | None = None
-        self._incoming_size = 0  # bytes
-        self._refused: set[int] = set()  # changes whose last piece has not come
-        self.channel = Channel(
-            f"client {peer.pid} of user {peer.uid}",
-            sock,
-            Codec("client", "client", "control"),
-            self._received,
-            self._closed,
-            on_malformed=self._malformed,
-        )
-
-    def reply(self, message: Message) -> None:
-        try:
-            self.channel.send(message)
-        except Busy:
-            log.warning("%s does not read: closed", self.channel.name)
-            self.close()
-        except ConnectionError:
-            pass  # it went away before it had its answer
-
-    def close(self) -> None:
-        self.channel.close()
-        self._control.forget(self)
-
-    def _closed(self, reason: str) -> None:
-        self._control.forget(self)
-
-    def _malformed(self, error: Malformed) -> None:
-        self._control.frames_malformed += 1
-        if self._incoming_id is not None:
-            # It may have been a piece of that: what is left is not what was meant.
-            self._refused.add(self._incoming_id)
-            self._forget_incoming()
-        hint = f"a request is one of: {', '.join(_tags())}; see docs/protocol.md"
-        self.reply(Failure(id=None, code="protocol", message=f"malformed request: {error.why}"[:4096], hint=hint))
-        if self.channel.malformed >= MALFORMED_MAX:
-            log.warning("%s sent %d malformed frames: closed", self.channel.name, MALFORMED_MAX)
-            self.close()
-
-    def _received(self, message: Message, descriptors: list[int]) -> None:
-        if isinstance(message, Change) and not self._collect(message):
-            return
-        if self._requests >= REQUESTS_MAX:
-            self.reply(_failure(message, Busy(f"{REQUESTS_MAX} requests are under way", "wait for their answers")))
-        elif isinstance(message, Change):
-            self._start(message, self._control.change(message.id, *self._incoming))
-        else:
-            self._start(message, self._control.serve(message))
-        if isinstance(message, Change):
-            self._forget_incoming()
-
-    def _forget_incoming(self) -> None:
-        self._incoming, self._incoming_id, self._incoming_size = ([], []), None, 0
-
-    def _collect(self, piece: Change) -> bool:
-        """Put a piece of a change to those before it; whether it is complete. One change of a client at a time. Of one
-        that is refused, the pieces that still come are not the beginning of another."""
-        if piece.id in self._refused:
-            if piece.complete:
-                self._refused.discard(piece.id)
-            return False
-        if self._incoming_id not in (None, piece.id):
-            hint = "finish it first, or open another connection"
-            self._refuse(piece, Busy(f"change {self._incoming_id} is not complete", hint))
-            return False
-        self._incoming_id = piece.id
-        self._incoming_size += _size(piece)
-        add, remove = self._incoming
-        too_many = max(len(add) + len(piece.add), len(remove) + len(piece.remove)) > RULES_MAX
-        if too_many or self._incoming_size > CHANGE_MAX:
-            self._forget_incoming()
-            limits = f"at most {RULES_MAX} rules of {CHANGE_MAX // 2**20} MiB are possible"
-            self._refuse(piece, RuleError("the change is too long", limits))
-            return False
-        add.extend(piece.add)
-        remove.extend(piece.remove)
-        return piece.complete
-
-    def _refuse(self, piece: Change, error: Error) -> None:
-        self.reply(_failure(piece, error))
-        if not piece.complete:
-            self._refused.add(piece.id)
-        if len(self._refused) > REQUESTS_MAX:
-            log.warning("%s has begun %d changes that were refused: closed", self.channel.name, len(self._refused))
-            self.close()
-
-    def _start(self, message: Message, work: Coroutine[None, None, Message]) -> None:
-        self._requests += 1
-        self._control.keep(asyncio.get_running_loop().create_task(self._serve(message, work)))
-
-    async def _serve(self, message: Message, work: Coroutine[None, None, Message]) -> None:
-        try:
-            self.reply(await work)
-        except Error as error:
-            self.reply(_failure(message, error))
-        except Exception:
-            log.exception("cannot serve %s", type(message).__name__)
-            self.reply(_failure(message, Error("an error inside the daemon", "its log says more")))
-        finally:
-            self._requests -= 1
-
-
-def _size(piece: Change) -> int:
-    texts = (len(text.input) + sum(map(len, text.outputs)) + len(text.name or "") for text in piece.add)
-    count = sum(2 + len(text.outputs) for text in piece.add) + len(piece.remove)
-    return sum(texts) + sum(map(len, piece.remove)) + count * TEXT_OVERHEAD
-
-
-def _tags() -> list[str]:
-    return [str(t.__struct_config__.tag) for t in Codec("client", "client", "control").permitted]
-
-
-def _failure(request: Message, error: Error) -> Failure:
-    request_id = getattr(request, "id", None)
-    return Failure(id=request_id, code=error.code, message=error.message[:4096], hint=error.hint[:4096])
-
-
 class ControlPlane:
     def __init__(self, start: Start, descriptors: list[int], life: Life) -> None:
         request_fd, *page_fds = descriptors
         self._life = life
-        self.frames_malformed = 0
+        self._frames_malformed = 0
         self._table = FlowTable()
         self._pages = [_map_page(fd) for fd in page_fds]
-        self._clients: set[Connection] = set()
+        self._clients = Clients(self.serve, self.keep)
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked: dict[int, asyncio.Future[Message]] = {}
         self._last_id = 0
@@ -246,7 +115,7 @@ class ControlPlane:
         self._requests.send(Ready())
 
     def _count_malformed(self, error: Malformed) -> None:
-        self.frames_malformed += 1
+        self._frames_malformed += 1
 
     def keep(self, task: asyncio.Task[None]) -> None:
         """Hold a task until it is done; the loop alone would not."""
@@ -258,7 +127,7 @@ class ControlPlane:
     def from_supervisor(self, message: Message, descriptors: list[int]) -> None:
         match message:
             case Client():
-                self._accept(message, descriptors[0])
+                self._clients.accept(message, descriptors[0])
             case RecordRules():
                 self._record(message)
             case Shutdown():
@@ -269,21 +138,8 @@ class ControlPlane:
         under_way = self._tasks - {asyncio.current_task()}
         if under_way:
             await asyncio.wait(under_way, timeout=FINISH_S)
-        for client in list(self._clients):
-            client.close()
+        self._clients.close()
         self._life.end()
-
-    def _accept(self, peer: Client, descriptor: int) -> None:
-        sock = socket.socket(fileno=descriptor)
-        connection = Connection(self, sock, peer)
-        self._clients.add(connection)
-        if len(self._clients) > CLIENTS_MAX:
-            busy = Busy(f"{CLIENTS_MAX} clients are connected", "close some, or try again later")
-            connection.reply(Failure(id=None, code=busy.code, message=busy.message, hint=busy.hint))
-            connection.close()
-
-    def forget(self, connection: Connection) -> None:
-        self._clients.discard(connection)
 
     def _record(self, message: RecordRules) -> None:
         if message.snapshot:
@@ -360,6 +216,8 @@ class ControlPlane:
                 return await self._add(message)
             case Remove():
                 return await self._remove(message)
+            case Change():
+                return await self._change(message)
             case ListRules():
                 return self._list(message)
             case GetStats():
@@ -386,13 +244,12 @@ class ControlPlane:
         applied = await self._apply([], [rule])
         return Removed(id=message.id, rule=self._facts(rule), generation=applied.generation, workers=applied.workers)
 
-    async def change(self, message_id: int, add: list[RuleText], remove: list[str]) -> Changed:
-        """The reply to a complete Change, or an Error."""
-        rules = [parse_rule(text.input, text.outputs, text.name) async for text in in_turns(add)]
-        gone = list(dict.fromkeys(self._table.rules.find(name) for name in remove))
+    async def _change(self, message: Change) -> Changed:
+        rules = [parse_rule(text.input, text.outputs, text.name) async for text in in_turns(message.add)]
+        gone = list(dict.fromkeys(self._table.rules.find(name) for name in message.remove))
         applied = await self._apply(rules, gone)
         return Changed(
-            id=message_id,
+            id=message.id,
             generation=applied.generation,
             added=len(rules),
             removed=len(gone),
@@ -473,7 +330,7 @@ class ControlPlane:
             ),
             rules=tuple(self._rule_stats(rule, record) for rule, record in rules),
             more=more,
-            frames_malformed=self.frames_malformed,
+            frames_malformed=self._frames_malformed + self._clients.frames_malformed,
         )
 
     def _rule_stats(self, rule: Rule, record: RuleRecord) -> RuleStats:

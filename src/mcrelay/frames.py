@@ -10,13 +10,19 @@ from collections.abc import Iterator
 from typing import Final
 
 FRAME_MAX: Final = 1024 * 1024  # bytes of a message
+WHY_MAX: Final = 300  # characters: one line of a log
 HEADER: Final = struct.Struct(">I")
 
 
 class Malformed(Exception):
-    """Bytes that are not a permitted message. `stage` says where that showed: frame, decode, descriptors."""
+    """Bytes that are not a permitted message. `stage` says where that showed: frame, decode, descriptors. `why` may
+    quote them, and is short and printable whatever they are: it goes to the log and to whoever sent them."""
 
     def __init__(self, stage: str, why: str) -> None:
+        if not why.isprintable():
+            why = repr(why)[1:-1]
+        if len(why) > WHY_MAX:
+            why = why[: WHY_MAX - 3] + "..."
         super().__init__(f"{stage}: {why}")
         self.stage = stage
         self.why = why
@@ -39,6 +45,11 @@ class FrameReader:
     def unfinished(self) -> bool:
         """A part of a frame is there that will be delivered."""
         return bool(self._buffer)
+
+    @property
+    def held(self) -> int:
+        """Bytes of it."""
+        return len(self._buffer)
 
     @property
     def skipping(self) -> bool:

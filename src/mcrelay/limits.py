@@ -15,7 +15,7 @@ RULE_OUTPUTS_MAX: Final = 1024  # of one rule; its text still fits one frame
 INTERFACES_MAX: Final = 64  # in use at once; a worker's receive slots are a few MiB for each
 ADDRESSES_MAX: Final = 4096  # of this host, that a worker knows; their texts fit one frame
 WORKERS_MAX: Final = 64  # one per core; the control plane gets a counter page of each in one message
-CLIENTS_MAX: Final = 256  # connected at once: a descriptor each in the control plane
+CLIENTS_MAX: Final = 2048  # connected at once: 1,000 that watch, and as many that come and go; 8 MiB when idle
 
 LATENCY_BUDGET_US_MAX: Final = 10_000  # beyond that a ring of the usual size overflows at a million packets/s
 LATENCY_BUDGET_US_DEFAULT: Final = 50  # docs/benchmarks.md has the measurement

@@ -12,6 +12,7 @@ import os
 import subprocess
 import time
 from ipaddress import IPv4Address
+from typing import Any
 
 import pytest
 
