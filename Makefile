@@ -5,7 +5,7 @@
 #   make bench      build, and measure beside other relays (MODE=full: longer; ARGUMENTS='--only latency')
 #   make setup      install what is needed, build into .venv
 #   make lint       only the style and type checks
-#   make fuzz       build the fuzz targets and run them, for SECONDS=600 in all
+#   make fuzz       build the fuzz targets and run them, for SECONDS=600 in all (EXECUTIONS=...: at most so many)
 #   make clean      remove what was built
 #
 # Everything lands in .venv and build/ here; what the distribution has to provide is installed with apt (as root, or
@@ -43,10 +43,11 @@ bench: $(VENV)/.bench $(VENV)/.installed
 lint: $(VENV)/.develop $(VENV)/.installed
 	$(BIN)/python -m pytest tests/unit/test_style.py
 
-SECONDS := 600
-fuzz:
+fuzz: SECONDS := 600
+fuzz: $(VENV)/.develop $(VENV)/.installed
 	@packaging/install-requirements fuzz
-	$(PYTHON) tests/native/fuzz.py $(SECONDS)
+	$(PYTHON) tests/native/fuzz.py $(SECONDS) $(EXECUTIONS)
+	$(BIN)/python tests/unit/test_damaged_frames.py $$(($(SECONDS) / 10))
 
 setup: $(VENV)/.develop $(VENV)/.installed
 	@packaging/install-requirements test

@@ -3,7 +3,9 @@
  * fuzz.h: the driver of a fuzz target where no fuzzer is at hand: inputs made by damaging seeds, always the same ones
  * for the same number.
  *
- *     fuzz_packet EXECUTIONS SEED
+ *     fuzz_packet EXECUTIONS SEED [FILE...]
+ *
+ * Before those, each file is an input as it is: those in corpus/ are what libFuzzer has found to reach something new.
  *
  * With a compiler that brings libFuzzer, the target alone is what is wanted:
  *
@@ -55,6 +57,21 @@ static size_t fuzz_damage(uint8_t *input, size_t length, uint64_t *state)
     }
 }
 
+static void fuzz_file(const char *path)
+{
+    uint8_t input[FUZZ_INPUT_MAX], *exact;
+    FILE *file = fopen(path, "rb");
+    size_t length;
+
+    check_case("%s", path);
+    CHECK(file);
+    length = fread(input, 1, sizeof(input), file);
+    CHECK(!ferror(file) && !fclose(file));
+    exact = exact_copy(input, length);
+    LLVMFuzzerTestOneInput(exact, length);
+    free(exact);
+}
+
 int main(int argc, char **argv)
 {
     unsigned long executions = argc > 1 ? strtoul(argv[1], NULL, 0) : 100000;
@@ -63,6 +80,8 @@ int main(int argc, char **argv)
 
     if (!state)
         state = 1;
+    for (int i = 3; i < argc; i++)
+        fuzz_file(argv[i]);
     for (unsigned long execution = 0; execution < executions; execution++) {
         size_t length = fuzz_seed(input, &state);
         uint8_t *exact;

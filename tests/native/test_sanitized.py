@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.native.fuzz import CORPUS, TARGETS
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "sanitized"
 BIN = Path(sys.executable).parent
@@ -40,6 +42,14 @@ def build() -> Path:
 
 def test_the_core_by_itself(build: Path) -> None:
     run("meson", "test", "-C", str(build), "--print-errorlogs", timeout_s=5 * MINUTES)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_fuzzing_has_found(build: Path, target: str) -> None:
+    """The corpus of the tree, each input as it is."""
+    inputs = sorted(map(str, (CORPUS / target).iterdir()))
+    assert inputs
+    run(str(build / "tests" / "native" / target), "0", "1", *inputs, timeout_s=MINUTES)
 
 
 def test_the_engines_with_a_sanitized_core(build: Path) -> None:
