@@ -26,7 +26,7 @@ from mcrelay.errors import Busy, RuleError
 from mcrelay.handover import Heritage
 from mcrelay.links import Links
 from mcrelay.messages import AddRule, InheritRules, InterfaceRecord, Message, RemoveRule, RuleRecord, SyncRules
-from mcrelay.rules import Rule, RuleSet, Target, parse_rule
+from mcrelay.rules import Rule, RuleSet, Target, check_generation, parse_rule
 from mcrelay.turns import in_turns
 
 log = logging.getLogger(__name__)
@@ -147,11 +147,13 @@ class ActiveRules:
 
     # Changes.
 
-    async def apply(self, add: Sequence[RuleRecord], remove: Sequence[str]) -> int:
-        """Change the active rules: all of it or, with an Error, nothing. Returns how many workers acknowledged."""
+    async def apply(self, add: Sequence[RuleRecord], remove: Sequence[str], expect: int | None = None) -> int:
+        """Change the active rules: all of it or, with an Error, nothing. Returns how many workers acknowledged.
+        Conflict if they are not of the generation `expect`."""
         added = [Active(parse_rule(r.input, r.outputs, r.name), r) async for r in in_turns(add)]
         await self._wait_for_owners([a.rule for a in added] + [self._find_active(i).rule for i in remove])
         async with self._change():
+            check_generation(expect, self.generation)
             removed = [self._find_active(rule_id) for rule_id in remove]
             await self._check(added, removed)
             async with AsyncExitStack() as undo:

@@ -116,16 +116,26 @@ class Client:
         """Remove a rule by name or id; when it returns, nothing is forwarded by it any more."""
         return self._ask(Remove(id=self._next_id(), rule=rule), Removed)
 
-    def change(self, add: Sequence[tuple[str, Sequence[str], str | None]] = (), remove: Sequence[str] = ()) -> Changed:
+    def change(
+        self,
+        add: Sequence[tuple[str, Sequence[str], str | None]] = (),
+        remove: Sequence[str] = (),
+        *,
+        expect: int | None = None,
+    ) -> Changed:
         """Add rules, as (input, outputs, name), and remove others, by name or id: all of it in one step, or nothing.
-        When it returns, all workers forward by the new rules."""
+        When it returns, all workers forward by the new rules. With `expect`, the generation of a listing, it is refused
+        (Error with code "conflict") if anybody has changed the rules since."""
         request_id = self._next_id()
         texts = [RuleText(input=input, outputs=tuple(outputs), name=name) for input, outputs, name in add]
         pieces = [
             Change(id=request_id, add=(), remove=tuple(remove[at : at + NAMES_PER_FRAME]), complete=False)
             for at in range(0, len(remove), NAMES_PER_FRAME)
         ]
-        pieces += [Change(id=request_id, add=piece, remove=(), complete=last) for piece, last in in_frames(texts)]
+        pieces += [
+            Change(id=request_id, add=piece, remove=(), complete=last, expect=expect)
+            for piece, last in in_frames(texts)
+        ]
         return self._ask(pieces, Changed)
 
     def listing(self) -> Rules:

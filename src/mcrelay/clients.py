@@ -125,7 +125,7 @@ class Connection:
             if not self._collect(message):
                 return
             add, remove = self._incoming
-            message = Change(id=message.id, add=tuple(add), remove=tuple(remove), complete=True)
+            message = Change(id=message.id, add=tuple(add), remove=tuple(remove), complete=True, expect=message.expect)
             size = self._incoming_size
             self._forget_incoming()
         if self._requests >= REQUESTS_MAX:

@@ -73,7 +73,7 @@ from mcrelay.messages import (
     WorkerStats,
 )
 from mcrelay.process import name_process
-from mcrelay.rules import Rule, RuleSet, parse_rule
+from mcrelay.rules import Rule, RuleSet, check_generation, parse_rule
 from mcrelay.turns import in_turns
 from mcrelay.worker import Life
 
@@ -245,9 +245,10 @@ class ControlPlane:
         return Removed(id=message.id, rule=self._facts(rule), generation=applied.generation, workers=applied.workers)
 
     async def _change(self, message: Change) -> Changed:
+        check_generation(message.expect, self._table.generation)
         rules = [parse_rule(text.input, text.outputs, text.name) async for text in in_turns(message.add)]
         gone = list(dict.fromkeys(self._table.rules.find(name) for name in message.remove))
-        applied = await self._apply(rules, gone)
+        applied = await self._apply(rules, gone, message.expect)
         return Changed(
             id=message.id,
             generation=applied.generation,
@@ -256,7 +257,7 @@ class ControlPlane:
             workers=applied.workers,
         )
 
-    async def _apply(self, add: Sequence[Rule], remove: Sequence[Rule]) -> Applied:
+    async def _apply(self, add: Sequence[Rule], remove: Sequence[Rule], expect: int | None = None) -> Applied:
         """Have the supervisor make a change, and wait until it is recorded."""
         going = RuleSet.of(remove)
         records: list[RuleRecord] = []
@@ -268,7 +269,7 @@ class ControlPlane:
 
             def pieces(request_id: int) -> Iterator[Message]:
                 for piece, last in in_frames(records):
-                    yield ApplyRules(id=request_id, add=piece, remove=ids if last else (), complete=last)
+                    yield ApplyRules(id=request_id, add=piece, remove=ids if last else (), complete=last, expect=expect)
 
             applied = await self._ask(pieces, Applied)
         except Unanswered:

@@ -17,6 +17,7 @@ EXIT_CODES: Final = {
     "cannot_create": 73,  # EX_CANTCREAT: the socket is in use or cannot be made
     "io": 74,  # EX_IOERR: the output could not be written
     "busy": 75,  # EX_TEMPFAIL: try again
+    "conflict": 75,  # EX_TEMPFAIL: somebody else was faster; look, and try again
     "protocol": 76,  # EX_PROTOCOL: the other side is not mcrelay, or another version
     "not_permitted": 77,  # EX_NOPERM
 }
@@ -64,6 +65,12 @@ class SystemRefusal(Error):
 
 class Busy(Error):
     code = "busy"
+
+
+class Conflict(Error):
+    """The rules are no longer those that a change was meant for."""
+
+    code = "conflict"
 
 
 class NotPermitted(Error):

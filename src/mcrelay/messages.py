@@ -160,12 +160,13 @@ class Acknowledge(Message, frozen=True):
 
 class ApplyRules(Message, frozen=True):
     """Change the active rules: all of it or nothing. A long list takes several messages of one id, of which the last is
-    `complete`."""
+    `complete` and says which generation it `expect`s, if that matters."""
 
     id: Id
     add: tuple[RuleRecord, ...]
     remove: tuple[Text, ...]
     complete: bool
+    expect: Id | None = None
 
 
 class Applied(Message, frozen=True):
@@ -360,12 +361,14 @@ class RuleText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Change(Message, frozen=True):
     """Add and remove rules: all of it or nothing. A long list takes several messages of one id, of which the last is
-    `complete`; nothing happens before that."""
+    `complete`; nothing happens before that. With `expect`, the last one's, only if the rules are still those of that
+    generation."""
 
     id: Id
     add: tuple[RuleText, ...]
     remove: tuple[HugeText, ...]  # names or ids
     complete: bool
+    expect: Id | None = None
 
 
 class Changed(Message, frozen=True):

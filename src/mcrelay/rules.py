@@ -22,7 +22,7 @@ from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
-from mcrelay.errors import RuleError
+from mcrelay.errors import Conflict, RuleError
 from mcrelay.limits import RULE_OUTPUTS_MAX
 from mcrelay.steering import steer
 
@@ -328,6 +328,15 @@ class RuleSet:
         if rule is None:
             raise RuleError(f"no rule is called {_shown(name_or_id)}", "'mcrelay list' shows the rules")
         return rule
+
+
+def check_generation(expect: int | None, generation: int) -> None:
+    """Conflict if the set, of this generation, is no longer the one that a change was meant for."""
+    if expect not in (None, generation):
+        raise Conflict(
+            f"the rules have changed: generation {expect} was expected, {generation} is active",
+            "list them again ('mcrelay list'), and change what is there now",
+        )
 
 
 # --- rule to table entry ---------------------------------------------------------------------------------------------

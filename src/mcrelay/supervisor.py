@@ -472,7 +472,7 @@ class Supervisor:
         life = child.restarts
         reply: Message
         try:
-            workers = await self._active.apply(add, remove)
+            workers = await self._active.apply(add, remove, request.expect)
             await self._state.save(self._active.generation)
             self._spawn_task(self._active.replenish())
             reply = Applied(id=request.id, generation=self._active.generation, workers=workers)

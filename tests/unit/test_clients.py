@@ -55,7 +55,10 @@ class Side:
     async def is_closed(self) -> bool:
         """Once it is, and nothing more has come."""
         async with asyncio.timeout(DEADLINE_S):
-            return not self._data and await asyncio.get_running_loop().sock_recv(self.sock, 1) == b""
+            try:
+                return not self._data and await asyncio.get_running_loop().sock_recv(self.sock, 1) == b""
+            except ConnectionResetError:  # with something of ours unread
+                return True
 
     def is_open(self) -> bool:
         try:
@@ -346,8 +349,9 @@ def test_changes_under_way_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
         await until(lambda: desk.served)
         assert side.is_open()
         side.sock.setblocking(False)
-        for request_id in range(2, 8):
-            await asyncio.get_running_loop().sock_sendall(side.sock, change(request_id, complete=True, count=1000))
+        with contextlib.suppress(BrokenPipeError):
+            for request_id in range(2, 8):
+                await asyncio.get_running_loop().sock_sendall(side.sock, change(request_id, complete=True, count=1000))
         assert (await side.answer())["code"] == "busy"
         assert await side.is_closed()
 

@@ -37,6 +37,7 @@ REQUESTS: Final[tuple[Message, ...]] = (
         add=(RuleText(input="239.1.1.1:5000%eth0", outputs=OUTPUTS, name=None),) * 2,
         remove=("a", "b"),
         complete=True,
+        expect=7,
     ),
     ListRules(id=6, after="0123456789ab"),
     GetStats(id=7),
