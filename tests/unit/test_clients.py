@@ -328,7 +328,8 @@ def test_the_greediest_is_closed_first_and_root_last(monkeypatch: pytest.MonkeyP
         begun = HEADER.pack(FRAME_MAX)
         await loop.sock_sendall(small.sock, begun + bytes(300_000))
         await loop.sock_sendall(root.sock, begun + bytes(1_000_000))
-        await loop.sock_sendall(large.sock, begun + bytes(900_000))
+        with contextlib.suppress(BrokenPipeError):  # it may be closed in the middle of that
+            await loop.sock_sendall(large.sock, begun + bytes(900_000))
         answer = await large.answer()
         assert (answer["code"], answer["hint"][:4]) == ("busy", "read")
         assert await large.is_closed()
