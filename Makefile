@@ -6,6 +6,7 @@
 #   make setup      install what is needed, build into .venv
 #   make lint       only the style and type checks
 #   make fuzz       build the fuzz targets and run them, for SECONDS=600 in all (EXECUTIONS=...: at most so many)
+#   make soak       build, and have traffic, random changes and deaths of processes for SECONDS=1800
 #   make clean      remove what was built
 #
 # Everything lands in .venv and build/ here; what the distribution has to provide is installed with apt (as root, or
@@ -21,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 SOURCES := $(shell find src native -type f \( -name '*.py' -o -name '*.pyx' -o -name '*.pyi' -o -name '*.[ch]' \)) \
     meson.build meson_options.txt pyproject.toml README.md LICENSE
 
-.PHONY: demo test bench setup lint fuzz clean
+.PHONY: demo test bench setup lint fuzz soak clean
 
 demo: $(VENV)/.installed
 	@packaging/install-requirements test
@@ -48,6 +49,14 @@ fuzz: $(VENV)/.develop $(VENV)/.installed
 	@packaging/install-requirements fuzz
 	$(PYTHON) tests/native/fuzz.py $(SECONDS) $(EXECUTIONS)
 	$(BIN)/python tests/unit/test_damaged_frames.py $$(($(SECONDS) / 10))
+
+SEED := $(shell date +%s)
+
+soak: SECONDS := 1800
+soak: $(VENV)/.develop $(VENV)/.installed
+	@packaging/install-requirements test
+	$(SUDO) env MCRELAY_TRANSACTIONS=1000 MCRELAY_SEED=$(SEED) $(BIN)/python -m pytest tests/e2e/test_transactions.py
+	$(SUDO) $(BIN)/python -m lab.soak $(SECONDS) $(ARGUMENTS)
 
 setup: $(VENV)/.develop $(VENV)/.installed
 	@packaging/install-requirements test
