@@ -32,6 +32,14 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "IP version 0": (lambda: frame(ip_version=0), "not_ipv4"),
     "IP header shorter than a header": (lambda: frame(ip_header_words=4), "bad_ip_header"),
     "IP header longer than the packet": (lambda: frame(ip_header_words=15), "bad_ip_header"),
+    "half an IP header": (lambda: frame()[:24], "truncated"),
+    "a frame that ends in the IP options": (lambda: frame(options=b"\x01" * 40)[:54], "truncated"),
+    "a frame that ends in the UDP header": (lambda: frame()[:38], "truncated"),
+    "a frame that ends in the payload": (lambda: frame()[:-1], "truncated"),
+    "IP length zero": (lambda: frame(ip_length=0), "bad_ip_header"),
+    "the longest IP length": (lambda: frame(ip_length=65535), "truncated"),
+    "IP version 15": (lambda: frame(ip_version=15), "not_ipv4"),
+    "the longest UDP length": (lambda: frame(udp_length=65535), "bad_udp_length"),
     "IP length below the header's": (lambda: frame(ip_length=19), "bad_ip_header"),
     "IP length beyond the frame": (lambda: frame(ip_length=1400), "truncated"),
     "IP length that cuts the UDP header": (lambda: frame(ip_length=27), "truncated"),
@@ -73,6 +81,9 @@ def test_a_hostile_packet_is_dropped_under_its_reason(bench: Bench, packet: str)
 GOOD: dict[str, tuple[Callable[[], bytes], bytes]] = {
     "no UDP checksum": (lambda: frame(udp_checksum=0), PAYLOAD),
     "IP options": (lambda: frame(options=b"\x94\x04\x00\x00"), PAYLOAD),  # router alert
+    # Nothing of them is copied, so nobody need believe them.
+    "IP options that claim to be longer than the header": (lambda: frame(options=b"\x83\xff\x04\x00"), PAYLOAD),
+    "IP options of length zero": (lambda: frame(options=b"\x83\x00\x00\x00"), PAYLOAD),
     "forty bytes of IP options": (lambda: frame(options=b"\x01" * 40), PAYLOAD),
     "link-layer padding": (lambda: frame(payload=b"x") + b"\0" * 17, b"x"),
     "UDP length shorter than the packet": (lambda: frame(udp_length=8 + 3, udp_checksum=0), PAYLOAD[:3]),
