@@ -96,6 +96,7 @@ _RUNNING: Final = {
     "time": Call(),
     "getpid": Call(),
     "gettid": Call(),
+    "geteuid": Call(),
     "getrandom": Call(),
     "rt_sigprocmask": Call(),
     "rt_sigreturn": Call(),

@@ -273,8 +273,8 @@ def test_what_is_refused_changes_nothing(daemon: Daemon) -> None:
         for call in (
             lambda: client.add(f"{INPUT}%in0", ["239.9.9.9:1%out0"]),
             lambda: client.add("239.1.1.9:1%in0", ["239.9.9.9:1%out0"], "here"),
-            lambda: client.add("239.1.1.9:1%nowhere", ["239.9.9.9:1%out0"]),
-            lambda: client.add("239.1.1.9:1%in0", ["239.9.9.9:1%out0", "239.9.9.9:1%nowhere"]),
+            lambda: client.add("239.1.1.9:1%in0", ["239.9.9.9:1%out0", "239.9.9.9:1%out0"]),
+            lambda: client.add("239.1.1.9:1%in0", ["239.9.9.9:1%out0", "239.1.1.9:1%in0"]),
             lambda: client.remove("there"),
         ):
             with pytest.raises(Error):
