@@ -28,9 +28,13 @@ demo: $(VENV)/.installed
 	@packaging/install-requirements test
 	$(SUDO) $(BIN)/python -m lab.demo
 
+# Tests that two processes share the machine for; the others put load on it, and have it for themselves.
+SHARING := tests/unit tests/native tests/engines
+
 test: $(VENV)/.develop $(VENV)/.installed
 	@packaging/install-requirements test
-	$(SUDO) $(BIN)/python -m pytest
+	$(SUDO) $(BIN)/python -m pytest -n 2 --dist loadfile $(SHARING)
+	$(SUDO) $(BIN)/python -m pytest tests $(SHARING:%=--ignore=%)
 
 MODE := quick
 ARGUMENTS :=

@@ -197,34 +197,6 @@ def test_packets_sent_while_a_worker_is_replaced_wait_for_it(daemon: Daemon, lin
     assert (report.lost, report.duplicated) == (0, 0)
 
 
-def test_a_data_plane_killed_under_load_loses_nothing(start: StartDaemon, line: RelayLine) -> None:
-    """What was in the ring, read or not, is there for the next one. Some may be sent twice: what the dead one had sent
-    and not given back, at most a batch. The ring holds two seconds: a machine under load starts no worker sooner."""
-    daemon = start("--ring-mib", "64", program=IMPATIENT)
-    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0")
-    count, kills = 60_000, 5
-    receiver = start_receiver(
-        line.receiver, ReceivePlan(OUTPUT, interface="eth0", expect=count, idle_timeout_s=3, deadline_s=60)
-    )
-    sender = start_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=20_000, count=count))
-    for _ in range(kills):
-        before = daemon.pids()
-        for name, pid in before.items():
-            if name.startswith("data/"):
-                os.kill(pid, signal.SIGKILL)
-        wait_until(functools.partial(_data_planes_are_new, daemon, before), 10)
-    sender.result()
-    report = receiver.result()
-    assert (report.received, report.lost, report.corrupted) == (count, 0, 0)
-    assert report.duplicated <= kills * BATCH
-
-
-def _data_planes_are_new(daemon: Daemon, before: dict[str, int]) -> bool:
-    former = {pid for name, pid in before.items() if name.startswith("data/")}
-    processes = [p for p in daemon.json("workers")["processes"] if p["role"] == "data"]
-    return all(p["state"] == "ready" and p["pid"] not in former for p in processes)
-
-
 def _owner(workers: int = len(os.sched_getaffinity(0))) -> int:
     """The worker that has INPUT."""
     group, _, port = INPUT.partition(":")
@@ -243,14 +215,12 @@ def _wait_for_successor(daemon: Daemon, index: int, former: int) -> None:
 
 
 @pytest.mark.parametrize("how", ["killed", "replaced on purpose"])
-def test_a_worker_goes_twenty_times_under_load_and_nothing_is_lost(
-    start: StartDaemon, line: RelayLine, how: str
-) -> None:
+def test_a_worker_goes_ten_times_under_load_and_nothing_is_lost(start: StartDaemon, line: RelayLine, how: str) -> None:
     """A spare takes its place before the ring is full. What a dead one had sent and not given back is sent twice, at
     most a batch; one that is replaced on purpose leaves nothing."""
     daemon = start(program=IMPATIENT)  # it dies more often than is forgiven
     daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
-    rate, times, owner = 20_000, 20, _owner()
+    rate, times, owner = 20_000, 10, _owner()
     receiver = start_receiver(
         line.receiver, ReceivePlan(OUTPUT, interface="eth0", idle_timeout_s=3, deadline_s=120, core=0)
     )
@@ -334,7 +304,7 @@ def test_a_rule_added_while_its_worker_is_replaced_is_active_when_acknowledged(d
     assert receiver.result().lost == 0
 
 
-def test_two_hundred_restarts_leave_no_descriptor_behind(start: StartDaemon, line: RelayLine) -> None:
+def test_ninety_restarts_leave_no_descriptor_behind(start: StartDaemon, line: RelayLine) -> None:
     daemon = start(program=IMPATIENT)
     daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
 
@@ -350,7 +320,7 @@ def test_two_hundred_restarts_leave_no_descriptor_behind(start: StartDaemon, lin
     wait_until(lambda: packet_sockets(line) == 2 * (len(workers) - 1), 5, "the stock is not replenished")
     before = descriptors()
     restarts = 0
-    while restarts < 200:
+    while restarts < 90:
         pids = daemon.pids()
         for name in workers:
             os.kill(pids[name], signal.SIGKILL)

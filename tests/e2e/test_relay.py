@@ -81,18 +81,16 @@ def test_from_start_to_traffic_and_back_in_eight_steps(daemon: Daemon, line: Rel
 @pytest.mark.parametrize(
     "options",
     [
-        ("--latency-budget-us", "0"),
         ("--latency-budget-us", "1000"),
         ("--workers", "1", "--busy-poll"),
         ("--ingress", "recv"),
-        ("--engine", "reference"),
     ],
     ids=" ".join,
 )
 def test_fifty_thousand_datagrams_a_second_and_nothing_lost(
     start: StartDaemon, line: RelayLine, options: tuple[str, ...]
 ) -> None:
-    rate = 5_000 if "reference" in options else 50_000  # the reference engine is an oracle, not a relay for load
+    rate = 50_000
     daemon = start(*options)
     daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0")
     receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", count=rate * 3, expect=rate * 3))

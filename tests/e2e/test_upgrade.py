@@ -41,7 +41,7 @@ def test_an_upgrade_under_load_loses_nothing(start: StartDaemon, line: RelayLine
     rate = 20_000 if not options else 2_000
     sender = start_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=rate, duration_s=60, core=0))
     wait_until(lambda: daemon.json("stats")["rules"][0]["packets"] > 0, 5)
-    for _ in range(2):
+    for _ in range(1 if options else 2):
         daemon.upgrade()
     sent = sender.stop().sent
     report = receiver.result()
@@ -116,6 +116,6 @@ def test_the_old_daemon_carries_on_if_the_new_one_fails(
 
 # Does not wait for as long.
 IMPATIENT: Final = (
-    "import sys; from mcrelay import cli, handover as h; h.PREPARE_S = 4.0; h.TAKE_OVER_S = 1.0; "
+    "import sys; from mcrelay import cli, handover as h; h.PREPARE_S = 2.5; h.TAKE_OVER_S = 1.0; "
     "sys.argv[0] = 'mcrelay'; cli.main()"
 )
