@@ -29,7 +29,8 @@ demo: $(VENV)/.installed
 	$(SUDO) $(BIN)/python -m lab.demo
 
 # Tests that two processes share the machine for; the others put load on it, and have it for themselves.
-SHARING := tests/unit tests/native tests/engines
+SHARING := tests/unit tests/native tests/engines tests/integration \
+    $(foreach name,bad_input hostile_packets privileges restore sandbox,tests/e2e/test_$(name).py)
 
 test: $(VENV)/.develop $(VENV)/.installed
 	@packaging/install-requirements test

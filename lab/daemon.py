@@ -33,7 +33,12 @@ class Daemon:
     """A context manager: the daemon is ready inside it and gone behind it."""
 
     def __init__(
-        self, namespace: Namespace, *options: str, program: Sequence[str] = (PROGRAM,), directory: Path | None = None
+        self,
+        namespace: Namespace,
+        *options: str,
+        program: Sequence[str] = (PROGRAM,),
+        directory: Path | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         """`program` is what stands before `run`, for tests that change something about it. `directory`, where the
         socket is to be, is the caller's."""
@@ -48,6 +53,7 @@ class Daemon:
             *(*program, "run", "--socket", self.socket, *options),
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
+            pass_fds=pass_fds,
         )
         self.pid = self.process.pid  # of the supervisor, which is another one's after an upgrade
         self._reader = threading.Thread(target=self._read, daemon=True)

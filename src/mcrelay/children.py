@@ -34,7 +34,7 @@ BACKOFF_MAX_S: Final = 30.0
 START_S: Final = 15.0  # until a life says that it is ready, on a loaded machine
 EXIT_GRACE_S: Final = 0.5  # for a worker whose channel is closed to be gone
 MALFORMED_MAX: Final = 64  # frames of one life on one channel: a worker that has gone mad is ended
-ACKNOWLEDGE_S: Final = 2.0  # after which a data plane is taken for stuck
+ACKNOWLEDGE_S: Final = 1.0  # after which a worker is taken for stuck
 
 MODULES: Final = {"control": "mcrelay.control", "data": "mcrelay.dataplane"}
 
@@ -245,9 +245,9 @@ class Child:
         return self._last_ticket
 
     async def command(self, ticket: int, *parts: tuple[Message, Sequence[int]], patience_s: float = 0.0) -> None:
-        """Send a command, which may take several messages, and wait until the data plane acknowledges its ticket. Busy
-        if it refuses or dies; a data plane that does not answer in time is ended, and its next life starts right."""
-        channel = self._channels.get("command_sock")
+        """Send a command, which may take several messages, and wait until the worker acknowledges its ticket. Busy if
+        it refuses or dies; a worker that does not answer in time is ended, and its next life starts right."""
+        channel = self._channels.get("command_sock" if self.role == "data" else "request_sock")
         if channel is None:
             raise Busy(f"{self.name} is being restarted", "try again")
         future = self._loop.create_future()

@@ -236,7 +236,7 @@ def list_rules(as_json: bool, path: str) -> None:
     with Client(path) as client:
         reply = client.listing()
     if as_json:
-        _print_json({"rules": reply.rules, "interfaces": reply.interfaces})
+        _print_json({"generation": reply.generation, "rules": reply.rules, "interfaces": reply.interfaces})
         return
     for rule in reply.rules:
         click.echo(_rule_line(rule))

@@ -29,6 +29,7 @@ from mcrelay.flowtable import FlowTable
 from mcrelay.frames import Malformed
 from mcrelay.messages import (
     PROTOCOL,
+    Acknowledge,
     Add,
     Added,
     Applied,
@@ -49,6 +50,7 @@ from mcrelay.messages import (
     OutputStats,
     Ping,
     Pong,
+    Probe,
     Processes,
     Ready,
     RecordRules,
@@ -168,6 +170,8 @@ class ControlPlane:
                 future = self._asked.pop(message.id, None)
                 if future and not future.done():
                     future.set_result(message)
+            case Probe():
+                self._requests.send(Acknowledge(ticket=message.ticket))
             case ListRules() | GetStats():
                 self.keep(asyncio.get_running_loop().create_task(self._serve_supervisor(message)))
 

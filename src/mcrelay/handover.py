@@ -59,6 +59,20 @@ class Heritage:
     memberships: list[tuple[InheritMemberships, int]] = field(default_factory=list)
     rules: list[RuleRecord] = field(default_factory=list)
 
+    def take(self, message: Message, descriptors: list[int]) -> bool:
+        """One more part of it; whether it was the last. Error if it is none."""
+        match message:
+            case InheritInterface():
+                self.interfaces.append((message, descriptors))
+            case InheritMemberships():
+                self.memberships.append((message, descriptors[0]))
+            case InheritRules():
+                self.rules.extend(message.rules)
+                return message.complete
+            case _:
+                raise Error(f"the old daemon said {type(message).__name__} at a wrong time", code="protocol")
+        return False
+
 
 class Successor:
     """The new daemon, as the old one sees it. SystemRefusal if it cannot be started."""
@@ -163,21 +177,19 @@ class Predecessor:
         return heritage
 
     def _received(self, message: Message, descriptors: list[int]) -> None:
-        match message:
-            case Inherit():
-                self._heritage = Heritage(message, descriptors)
-            case InheritInterface() if self._heritage:
-                self._heritage.interfaces.append((message, descriptors))
-            case InheritMemberships() if self._heritage:
-                self._heritage.memberships.append((message, descriptors[0]))
-            case InheritRules() if self._heritage:
-                self._heritage.rules.extend(message.rules)
-                if message.complete and not self._complete.done():
-                    self._complete.set_result(self._heritage)
-            case Proceed() if not self._left.done():
+        if isinstance(message, Proceed):
+            if not self._left.done():
                 self._left.set_result(None)
-            case _:
-                self._fail(f"the old daemon sent {type(message).__name__} at a wrong time")
+        elif self._heritage is None and isinstance(message, Inherit):
+            self._heritage = Heritage(message, descriptors)
+        elif self._heritage is None or self._complete.done():
+            self._fail(f"the old daemon said {type(message).__name__} at a wrong time")
+        else:
+            try:
+                if self._heritage.take(message, descriptors):
+                    self._complete.set_result(self._heritage)
+            except Error as error:
+                self._fail(error.message)
 
     def _malformed(self, error: Malformed) -> None:
         self._fail(f"cannot read what the old daemon gives: {error.why}")

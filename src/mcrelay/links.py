@@ -118,6 +118,10 @@ class Links:
             if interface.is_loopback or interface.peer in names
         }
 
+    def _is_open(self, need: Need) -> bool:
+        name, direction = need
+        return name in self._attachments and direction in self._attachments[name].sockets
+
     def _is_needed(self, attachment: Attachment, direction: Direction) -> bool:
         return self._attachments.is_needed((attachment.name, direction))
 
@@ -163,8 +167,10 @@ class Links:
         await self._attachments.join(groups)
 
     async def _take_up(self, need: Need, interface: Interface | None, undo: AsyncExitStack) -> None:
-        """If it lingers, it does so no more: it is needed again, or its interface is another one by now."""
+        """Have it open if its interface is there. What lingers does so no more: it is needed again."""
         name, direction = need
+        if self._is_open(need) and self._has_moved(self._attachments[name], direction, interface):
+            await self._detach(need)
         if name not in self._attachments:
             if self._attachments.is_full:  # what lingers must not be in somebody's way
                 await self._detach_lingering(list(self._lingering))
@@ -173,13 +179,10 @@ class Links:
             for page in self._pages:
                 page.clear_interface(slot)
         attachment = self._attachments[name]
-        if need in self._lingering:
-            if self._has_moved(attachment, direction, interface):
-                await self._detach_lingering([need])
-            else:
-                self._lingering.pop(need).cancel()
-                undo.callback(self._linger, need)
-        if direction not in attachment.sockets:
+        if timer := self._lingering.pop(need, None):
+            timer.cancel()
+            undo.callback(self._linger, need)
+        if not self._is_open(need) and not self._attachments.is_needed(need):
             undo.push_async_callback(self._detach, need)
         try:
             await self._bring_up(attachment, direction, interface)
@@ -218,10 +221,9 @@ class Links:
         await self._attachments.leave(group(rule) for rule in rules)
         async for rule in in_turns(rules):
             for need in self._attachments.unused(rule):
-                attachment = self._attachments[need[0]]
-                if need[1] not in attachment.sockets:
+                if not self._is_open(need):
                     self._attachments.forget_unused(need[0])
-                elif need[1] == "egress" or attachment.admission:
+                elif need[1] == "egress" or self._attachments[need[0]].admission:
                     self._linger(need)
                 else:  # all that arrives there would go on to the workers
                     await self._detach(need)
@@ -409,7 +411,7 @@ class Links:
         name, direction = need
         if timer := self._lingering.pop(need, None):
             timer.cancel()
-        if name not in self._attachments or direction not in self._attachments[name].sockets:
+        if not self._is_open(need):
             return
         attachment = self._attachments[name]
         for child in self._ready_workers():

@@ -152,7 +152,7 @@ class Failed(Message, frozen=True):
 
 
 class Acknowledge(Message, frozen=True):
-    """A data plane has applied the command with this ticket, or has refused it."""
+    """A worker has done the command with this ticket, or has refused it."""
 
     ticket: Id
     error: LongText | None = None
@@ -270,7 +270,7 @@ class SetOwnAddresses(Message, frozen=True):
 
 
 class Probe(Message, frozen=True):
-    """Say that both of your threads work: acknowledged by way of the engine."""
+    """Show that you work: a data plane acknowledges it by way of its engine."""
 
     ticket: Id
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Literal, cast
 
-from mcrelay import process
+from mcrelay import process, store
 from mcrelay.errors import Error
 from mcrelay.handover import Predecessor
 from mcrelay.supervisor import Options, Supervisor
@@ -56,7 +56,8 @@ async def _supervise(options: Options) -> None:
     descriptor = process.predecessor_fd()
     predecessor = Predecessor(descriptor) if descriptor is not None else None
     try:
-        heritage = await predecessor.inherit(len(options.cores)) if predecessor else None
+        workers = len(options.cores)
+        heritage = await predecessor.inherit(workers) if predecessor else store.take(options.socket, workers)
         supervisor = Supervisor(options, predecessor, heritage)
         process.keep_needed_capabilities()  # the socket is there, wherever its user wanted it
         await supervisor.run()

@@ -57,40 +57,53 @@ class StateFile:
             current, records = self._latest
             content = msgspec.json.encode(Saved(FORMAT, current, tuple(records)))
             try:
-                await asyncio.to_thread(self._write, content)
+                await asyncio.to_thread(write_whole, self.path, content)
             except OSError as error:
                 log.warning("the rules will not survive this daemon: cannot write %s: %s", self.path, error.strerror)
             self._saved = current
 
-    def _write(self, content: bytes) -> None:
-        unfinished = self.path.with_suffix(".state.new")
-        unfinished.unlink(missing_ok=True)
-        fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with open(fd, "wb") as file:
-            file.write(content)
-        unfinished.rename(self.path)
-
     def load(self) -> Saved | None:
         """What the last daemon left; None if there was none. SystemRefusal if it is not to be trusted or to be read."""
-        try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError:
+        content = read_trusted(self.path)
+        if content is None:
             return None
-        except OSError as error:
-            raise self._refusal(error.strerror or "cannot be opened") from None
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-            os.close(fd)
-            raise self._refusal("somebody else could have written it")
-        with open(fd, "rb") as file:
-            content = file.read(SIZE_MAX + 1)
         try:
             saved = msgspec.json.decode(content, type=Saved)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise self._refusal(str(error)) from None
-        if saved.format != FORMAT or len(saved.rules) > RULES_MAX or len(content) > SIZE_MAX:
-            raise self._refusal("another version wrote it")
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise _refusal(self.path, str(error)) from None
+        if saved.format != FORMAT or len(saved.rules) > RULES_MAX:
+            raise _refusal(self.path, "another version wrote it")
         return saved
 
-    def _refusal(self, why: str) -> SystemRefusal:
-        return SystemRefusal(f"cannot restore the rules from {self.path}: {why}", "starting without them")
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Have the file hold this, or, with an OSError, what it held. Nobody else may read it."""
+    unfinished = path.with_name(path.name + ".new")
+    unfinished.unlink(missing_ok=True)
+    fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(content)
+    unfinished.rename(path)
+
+
+def read_trusted(path: Path) -> bytes | None:
+    """What a file of ours holds, None if there is none. SystemRefusal if it is not to be had, or not to be trusted."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _refusal(path, error.strerror or "cannot be opened") from None
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        os.close(fd)
+        raise _refusal(path, "somebody else could have written it")
+    with open(fd, "rb") as file:
+        content = file.read(SIZE_MAX + 1)
+    if len(content) > SIZE_MAX:
+        raise _refusal(path, "it is too long")
+    return content
+
+
+def _refusal(path: Path, why: str) -> SystemRefusal:
+    return SystemRefusal(f"cannot use {path}: {why}", "starting without it")

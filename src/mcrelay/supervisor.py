@@ -20,7 +20,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from mcrelay import __version__, counters, process
+from mcrelay import __version__, counters, notify, process, store
 from mcrelay.active import ActiveRules
 from mcrelay.children import MODULES, Child
 from mcrelay.codec import in_frames
@@ -56,7 +56,8 @@ log = logging.getLogger(__name__)
 
 READY_S: Final = 15.0  # for all workers to start, on a loaded machine
 SHUTDOWN_S: Final = 1.5
-PROBE_S: Final = 2.0  # how often a data plane has to show that it works
+PROBE_S: Final = 2.0  # how often a worker has to show that it works
+CONTROL_PATIENCE_S: Final = 4.0
 REPLACED_S: Final = 5.0
 START_AGAIN_S: Final = 1.0  # after a worker could not even be started
 
@@ -115,6 +116,7 @@ class Supervisor:
         self._listener = Listener(options.socket, inherited[0])
         self._pages = [Page(fd) for fd in inherited[1:]]
         self._predecessor = predecessor
+        self._inherits = heritage is not None
         self._hands_over = False  # workers that go are not missed
         self._is_settled = False  # the rules that there were are there again: clients may come
         self._incoming: tuple[list[RuleRecord], list[str]] = [], []  # of an unfinished ApplyRules
@@ -157,15 +159,17 @@ class Supervisor:
             if not self._stopping.is_set():
                 if self._predecessor:
                     await self._predecessor.wait_until_left()
+                if self._inherits:
                     await self._active.take_over()
-                    self._predecessor.took_over()
                 elif self._options.restore:
                     await self._restore()
+                if self._predecessor:
+                    self._predecessor.took_over()
                 self._is_settled = True
                 self._listener.open(self._pass_client)
                 await self._active.replenish()
                 self._spare.prepare()
-                for child in self._data:
+                for child in self._children:
                     self._spawn_task(self._watch(child))
                 engines = sorted({child.engine or "?" for child in self._data})
                 log.info(
@@ -276,7 +280,8 @@ class Supervisor:
             if end is not None:
                 log.error("unexpected: %r", end)
         self._spare.close()
-        if self._hands_over:
+        keeps = not self._hands_over and self._is_settled and notify.store_size() > 0
+        if self._hands_over or (keeps and store.keep(self._options.socket, self._will())):
             self._listener.leave()
         else:
             self._listener.close()
@@ -323,13 +328,15 @@ class Supervisor:
             self._spare.prepare()  # not before: it would take time from the newcomer
 
     async def _watch(self, child: Child) -> None:
-        """End a data plane that hangs: command() does when it does not answer."""
+        """End a worker that hangs: command() does when it does not answer."""
         while True:
             await asyncio.sleep(PROBE_S)
             if child.state == "ready":
                 ticket = child.ticket()
                 with contextlib.suppress(Busy):
-                    await child.command(ticket, (Probe(ticket=ticket), ()))
+                    # The control plane may be busy with thousands of rules at once.
+                    patience_s = 0.0 if child.role == "data" else CONTROL_PATIENCE_S
+                    await child.command(ticket, (Probe(ticket=ticket), ()), patience_s=patience_s)
 
     async def _replace(self, asker: Child, request: ReplaceWorker) -> None:
         """Put another process in a data plane's place, which finishes what it has in hand first."""
@@ -367,6 +374,8 @@ class Supervisor:
                 reply = Refused(id=request.id, code=error.code, message=error.message, hint=error.hint)
         else:
             log.info("process %d has taken over", pid)
+            with contextlib.suppress(OSError):
+                notify.notify(f"MAINPID={pid}")
             self._stopping.set()
             if request:
                 reply = HandedOver(id=request.id, pid=pid)

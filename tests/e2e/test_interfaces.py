@@ -112,7 +112,7 @@ def test_a_rule_waits_for_its_interfaces(daemon: Daemon, lab: Lab, line: RelayLi
     forwards(line)
     assert "[" not in daemon.run("list").stdout
     # And what waits can go.
-    daemon.run("add", "239.1.1.9:5000%nowhere", f"{OUTPUT}%out0", "--name", "waiting")
+    daemon.run("add", "239.1.1.9:5000%nowhere", f"{OUTPUT}%nowhere", "--name", "waiting")
     daemon.run("remove", "waiting")
     assert "nowhere" not in daemon.run("list", "--json").stdout
 

@@ -260,6 +260,15 @@ def test_a_worker_that_hangs_is_replaced(daemon: Daemon, line: RelayLine) -> Non
     assert receiver.result().lost == 0
 
 
+def test_a_control_plane_that_hangs_is_replaced(daemon: Daemon) -> None:
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
+    former = daemon.pids()["control"]
+    os.kill(former, signal.SIGSTOP)
+    daemon.wait_for_log("control is back", 15)
+    assert "control did not answer" in daemon.log
+    assert [rule["name"] for rule in daemon.json("list")["rules"]] == ["feed"]
+
+
 def test_a_spare_that_dies_is_replaced_and_not_missed(start: StartDaemon) -> None:
     daemon = start(program=IMPATIENT)
     wait_until(lambda: "spare" in daemon.pids(), 5, "no spare")

@@ -669,7 +669,7 @@ def test_long_lists_are_asked_for_until_their_end(player: Path) -> None:
 JSON = {
     "add": {"rule", "generation", "workers"},
     "remove": {"rule", "generation", "workers"},
-    "list": {"rules", "interfaces"},
+    "list": {"generation", "rules", "interfaces"},
     "stats": {"generation", "workers", "rules", "frames_malformed"},
     "workers": {"processes"},
     "restart-worker": {"index", "pid"},

@@ -179,7 +179,7 @@ def test_every_message_is_somebodys() -> None:
     [
         (
             ("request_sock", "control", "supervisor"),
-            "Ready Failed ApplyRules ReplaceWorker HandOver GetProcesses Rules Stats",
+            "Ready Failed ApplyRules ReplaceWorker HandOver GetProcesses Acknowledge Rules Stats",
         ),
         (("handover_sock", "successor", "supervisor"), "Prepared TookOver Failed"),
         (("request_sock", "data", "supervisor"), "Ready Failed Acknowledge"),

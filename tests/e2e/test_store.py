@@ -1,0 +1,135 @@
+"""A service manager keeps the sockets while a daemon is stopped and started again.
+
+sender: eth0 -- in0 :relay: out0 -- eth0 :receiver
+                           out1 -- eth0 :receiver1
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from lab.daemon import PROGRAM, Daemon, settled
+from lab.namespaces import wait_until
+from lab.topology import RelayLine
+from lab.traffic import ReceivePlan, SendPlan, start_receiver, start_sender
+
+INPUT: Final = "239.1.1.1:5000"
+OUTPUT: Final = "239.2.2.2:6000"
+
+
+class Manager:
+    """The part of systemd that matters here: it takes notifications, keeps descriptors, and passes them on."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = str(directory / "notify")
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sock.bind(self.path)
+        self.kept: dict[str, int] = {}
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while True:
+            data, ancillary, _flags, _address = self._sock.recvmsg(4096, socket.CMSG_SPACE(4))
+            if not data:
+                return
+            fields = dict(line.partition("=")[::2] for line in data.decode().splitlines())
+            if "FDSTORE" in fields:
+                ((_level, _type, passed),) = ancillary
+                self.kept[fields["FDNAME"]] = array.array("i", passed)[0]
+            if "FDSTOREREMOVE" in fields:
+                os.close(self.kept.pop(fields["FDNAME"]))
+
+    def program(self) -> tuple[str, ...]:
+        """What starts the daemon with what is kept, from descriptor 3 on, however many programs are in between."""
+        code = (
+            "import os, sys; fds = [int(n) for n in sys.argv[1].split(',') if n]; copies = [os.dup(fd) for fd in fds]\n"
+            "for n, fd in enumerate(copies): os.dup2(fd, 1000 + n)\n"
+            "for n in range(len(fds)): os.dup2(1000 + n, 3 + n)\n"
+            "os.closerange(3 + len(fds), 2000); os.environ['LISTEN_PID'] = str(os.getpid())\n"
+            "os.environ['LISTEN_FDS'] = str(len(fds)); os.environ['LISTEN_FDNAMES'] = sys.argv[2]\n"
+            "os.execv(sys.argv[3], sys.argv[3:])"
+        )
+        names, fds = list(self.kept), list(self.kept.values())
+        for fd in fds:
+            os.set_inheritable(fd, True)
+        return (sys.executable, "-c", code, ",".join(map(str, fds)), ":".join(names), PROGRAM)
+
+    def close(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"", self.path)
+        self._reader.join(5)
+        self._sock.close()
+        for fd in self.kept.values():
+            os.close(fd)
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
+    with contextlib.closing(Manager(tmp_path)) as manager:
+        monkeypatch.setenv("NOTIFY_SOCKET", manager.path)
+        monkeypatch.setenv("FDSTORE", "512")
+        yield manager
+
+
+def run(line: RelayLine, manager: Manager, directory: Path, *options: str) -> Daemon:
+    return Daemon(
+        line.relay, *options, program=manager.program(), directory=directory, pass_fds=tuple(manager.kept.values())
+    )
+
+
+def test_a_restart_loses_nothing(line: RelayLine, manager: Manager, tmp_path: Path) -> None:
+    """The rings hold what comes meanwhile."""
+    options = ("--ring-mib", "128")
+    first = run(line, manager, tmp_path, *options).__enter__()
+    first.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
+    first.run("add", f"{INPUT}%nowhere", f"{OUTPUT}%out0", "--name", "waits")
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", idle_timeout_s=10))
+    sender = start_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=2000, duration_s=60))
+    wait_until(lambda: first.json("stats")["rules"][0]["packets"] > 0, 5)
+    first.stop(check=False)  # it leaves its socket, where clients wait for the next one
+    assert first.process.returncode == 0, first.log
+    assert len(manager.kept) >= 5
+    second = run(line, manager, tmp_path, *options).__enter__()
+    assert [rule["name"] for rule in second.json("list")["rules"]] == ["feed", "waits"]
+    sent = sender.stop().sent
+    wait_until(lambda: second.json("stats")["rules"][0]["forwarded"] == sent, 10, "not all is forwarded")
+    report = receiver.stop()
+    assert (report.received, report.lost, report.duplicated, report.reordered) == (sent, 0, 0, 0)
+    with second.client() as client:
+        assert settled(client)["dropped"] == {}
+    second.run("remove", "feed")
+    assert manager.kept == {}  # the daemon has them
+    second.stop(check=False)
+    assert second.process.returncode == 0, second.log
+
+
+@pytest.mark.parametrize("what", ["one descriptor is missing", "another number of workers", "no file"])
+def test_what_does_not_fit_is_told_and_not_used(line: RelayLine, manager: Manager, tmp_path: Path, what: str) -> None:
+    first = run(line, manager, tmp_path).__enter__()
+    first.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
+    first.stop(check=False)
+    options: tuple[str, ...] = ()
+    if what == "one descriptor is missing":
+        os.close(manager.kept.pop(sorted(manager.kept)[-1]))
+    elif what == "another number of workers":
+        if len(os.sched_getaffinity(0)) < 2:
+            pytest.skip("there is one core")
+        options = ("--workers", "1")
+    else:
+        (tmp_path / "control.sockets").unlink()
+    second = run(line, manager, tmp_path, *options).__enter__()
+    assert "cannot go on with the sockets that were kept" in second.log
+    assert [rule["name"] for rule in second.json("list")["rules"]] == ["feed"]  # from the state file
+    second.stop(check=False)
+    assert second.process.returncode == 0
