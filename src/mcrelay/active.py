@@ -214,16 +214,14 @@ class ActiveRules:
             output_counters.update(record.output_counters)
             self._rules.check_addable(active.rule, unless=going)
             after.add(active.rule)
-        await self._check_cycles(after, going)
+        self._check_cycles(after, going)
 
-    async def _check_cycles(self, added: RuleSet, going: RuleSet) -> None:
+    def _check_cycles(self, added: RuleSet, going: RuleSet) -> None:
         def find(target: Target) -> Rule | None:
             there = self._rules.fed_by(target)
             return added.fed_by(target) or (there if there and there.id not in going else None)
 
-        heard = self._links.heard()
-        async for rule in in_turns(added):
-            check_no_cycle(rule, find, heard)
+        check_no_cycle(list(added), find, self._links.heard())
 
     async def _wait_for_owners(self, rules: Iterable[Rule]) -> None:
         """Workers that must know a change have to be alive for it: give one that is being restarted some time."""

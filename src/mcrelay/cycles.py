@@ -6,7 +6,7 @@ not: packet sockets do not see what their own host sends. So a set that relays o
 directions, address and port unchanged, is no cycle: it is how mDNS and the like are relayed. Any other cycle either
 feeds itself at once, or would as soon as another relay or a cable sends something back; nobody wants that.
 
-Pure: which interfaces hear each other is told by whoever knows.
+Pure: which interfaces hear each other is told by whoever knows. Takes time in proportion to the rules that are reached.
 """
 
 from __future__ import annotations
@@ -21,53 +21,100 @@ SHOWN_MAX: Final = 8  # rules of a cycle that are spelled out
 
 Heard = Mapping[str, Iterable[str]]  # interface -> interfaces of this host that hear what it sends
 Find = Callable[[Target], Rule | None]  # the rule with this input
-Step = tuple[Rule, bool]  # a rule, and whether the way to it makes a cycle one
+Feed = tuple[Rule, Output, Rule, bool]  # who feeds, by what, whom, and whether a cycle by way of it is one
 
 
-def check_no_cycle(rule: Rule, find: Find, heard: Heard) -> None:
-    """RuleError with the cycle spelled out if the rule is part of one. `find` knows the rule, too."""
-    start: Step = (rule, False)
-    came_from: dict[tuple[str, bool], tuple[Step, Output]] = {}
-    left = [start]
-    while left:
-        step = left.pop()
-        for output, fed, counts in _feeds(step[0], find, heard):
-            following = (fed, step[1] or counts)
-            key = (fed.id, following[1])
-            if key in came_from:
-                continue
-            came_from[key] = (step, output)
-            if key == (rule.id, True):
+def check_no_cycle(added: Iterable[Rule], find: Find, heard: Heard) -> None:
+    """RuleError with the cycle spelled out if one of these rules is part of one. `find` knows them, too."""
+    component: dict[str, int] = {}  # by rule id: rules that feed each other have the same
+    reached: dict[str, Rule] = {}
+    culprits: dict[int, Rule] = {}  # an added rule for each component that has one
+    for rule in added:
+        if rule.id not in component:
+            _find_components(rule, component, reached, find, heard)
+        culprits.setdefault(component[rule.id], rule)
+    # The added ones first, as people would tell it.
+    for rule in {rule.id: rule for rule in [*culprits.values(), *reached.values()]}.values():
+        for feed in _feeds(rule, find, heard):
+            _rule, _output, fed, counts = feed
+            if counts and component[fed.id] == component[rule.id] and (culprit := culprits.get(component[rule.id])):
                 raise RuleError(
-                    f"rule {rule.label} closes a cycle: {_spell(rule, came_from)}",
+                    f"rule {culprit.label} closes a cycle: {_spell(_cycle_by(feed, component, find, heard))}",
                     "leave one of them out; to relay one group both ways, keep its address and port",
                 )
-            left.append(following)
 
 
-def _feeds(rule: Rule, find: Find, heard: Heard) -> Iterator[tuple[Output, Rule, bool]]:
-    """Each output that feeds a rule, that rule, and whether a cycle by way of it is one."""
+def _feeds(rule: Rule, find: Find, heard: Heard) -> Iterator[Feed]:
     for output in rule.outputs:
         ends = tuple(heard.get(output.interface, ()))
         changed = (output.address, output.port) != (rule.input.group, rule.input.port)
         if output.interface not in ends and (fed := find((output.address, output.port, output.interface))):
-            yield output, fed, changed
+            yield rule, output, fed, changed
         for end in ends:
             if fed := find((output.address, output.port, end)):
-                yield output, fed, True
+                yield rule, output, fed, True
 
 
-def _spell(rule: Rule, came_from: dict[tuple[str, bool], tuple[Step, Output]]) -> str:
-    """From the rule's input by way of each output to that input again."""
-    parts: list[str] = []
-    key = (rule.id, True)
-    while True:
-        (before, counts), output = came_from[key]
-        parts.append(f"{output} (rule {before.label})")
-        key = (before.id, counts)
-        if key == (rule.id, False):
+def _find_components(
+    start: Rule, component: dict[str, int], reached: dict[str, Rule], find: Find, heard: Heard
+) -> None:
+    """Number the strongly connected components of what the rule reaches (Tarjan), without recursion: a chain may be as
+    long as there are rules. A number is that of the component's first rule."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    path: list[str] = []  # reached, and not yet in a component
+    stack = [(start, _feeds(start, find, heard))]
+    first = len(component)
+    order[start.id] = lowest[start.id] = first
+    reached[start.id] = start
+    path.append(start.id)
+    while stack:
+        rule, feeds = stack[-1]
+        for _rule, _output, fed, _counts in feeds:
+            if fed.id in component:
+                continue
+            if fed.id in order:
+                lowest[rule.id] = min(lowest[rule.id], order[fed.id])
+                continue
+            order[fed.id] = lowest[fed.id] = first + len(order)
+            reached[fed.id] = fed
+            path.append(fed.id)
+            stack.append((fed, _feeds(fed, find, heard)))
             break
-    parts.reverse()
+        else:
+            stack.pop()
+            if stack:
+                above = stack[-1][0].id
+                lowest[above] = min(lowest[above], lowest[rule.id])
+            if lowest[rule.id] == order[rule.id]:
+                while path[-1] != rule.id:
+                    component[path.pop()] = order[rule.id]
+                component[path.pop()] = order[rule.id]
+
+
+def _cycle_by(first: Feed, component: dict[str, int], find: Find, heard: Heard) -> list[Feed]:
+    """A shortest cycle that begins with this feed, which is one within its component."""
+    start, _output, fed, _counts = first
+    came_by: dict[str, Feed] = {fed.id: first}
+    left = [fed]
+    for rule in left:  # grows while it is gone through
+        if rule.id == start.id:
+            break
+        for feed in _feeds(rule, find, heard):
+            following = feed[2]
+            if component[following.id] == component[start.id] and following.id not in came_by:
+                came_by[following.id] = feed
+                left.append(following)
+    way = [came_by[start.id]]
+    while way[-1] is not first:
+        way.append(came_by[way[-1][0].id])
+    return way[::-1]
+
+
+def _spell(cycle: list[Feed]) -> str:
+    """From a rule's input by way of each output to that input again."""
+    parts = [f"{output} (rule {rule.label})" for rule, output, _fed, _counts in cycle]
     if len(parts) > SHOWN_MAX:
         parts[SHOWN_MAX - 1 : -1] = [f"{len(parts) - SHOWN_MAX} more"]
-    return " -> ".join([str(rule.input), *parts, str(rule.input)])
+    start = str(cycle[0][0].input)
+    return " -> ".join([start, *parts, start])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mcrelay.cycles import Heard, check_no_cycle
 from mcrelay.errors import RuleError
-from mcrelay.rules import Rule, RuleSet, parse_rule
+from mcrelay.rules import Rule, RuleSet, Target, parse_rule
 
 
 def rules(*texts: str) -> list[Rule]:
@@ -19,7 +21,11 @@ def check(made: list[Rule], heard: Heard) -> None:
     there = RuleSet()
     for rule in made:
         there.add(rule)
-        check_no_cycle(rule, there.fed_by, heard)
+        check_no_cycle([rule], there.fed_by, heard)
+
+
+def check_at_once(made: list[Rule], heard: Heard) -> None:
+    check_no_cycle(made, RuleSet.of(made).fed_by, heard)
 
 
 CYCLES: dict[str, tuple[list[str], Heard, str]] = {
@@ -66,6 +72,8 @@ def test_a_cycle_is_refused_and_spelled_out(texts: list[str], heard: Heard, word
         check(made, heard)
     assert words in refusal.value.message
     assert refusal.value.hint
+    with pytest.raises(RuleError, match="closes a cycle"):
+        check_at_once(made, heard)
     # Whichever of them comes last.
     for turn in range(1, len(made)):
         with pytest.raises(RuleError, match="closes a cycle"):
@@ -89,3 +97,63 @@ def test_a_cycle_is_refused_and_spelled_out(texts: list[str], heard: Heard, word
 )
 def test_what_is_no_cycle_is_taken(texts: list[str]) -> None:
     check(rules(*texts), {"v0": ["v1"]})
+    check_at_once(rules(*texts), {"v0": ["v1"]})
+
+
+def chain(length: int) -> list[Rule]:
+    groups = [f"239.{n >> 16}.{n >> 8 & 255}.{n & 255}:1%e" for n in range(length + 1)]
+    return [parse_rule(groups[n], [groups[n + 1]]) for n in range(length)]
+
+
+def test_a_long_chain_is_looked_at_once() -> None:
+    """In any order; and closed, it is found."""
+    made = chain(10_000)
+    looked_at = 0
+
+    def find(target: Target) -> Rule | None:
+        nonlocal looked_at
+        looked_at += 1
+        return there.fed_by(target)
+
+    there = RuleSet.of(made)
+    check_no_cycle(made[::-1], find, {})
+    check_no_cycle(made, find, {})
+    assert looked_at < 100_000
+    closing = parse_rule("239.0.39.16:1%e", ["239.0.0.0:1%e"])
+    there.add(closing)
+    with pytest.raises(RuleError, match="9993 more"):
+        check_no_cycle([*made, closing], find, {})
+
+
+links = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.booleans()), max_size=12)
+
+
+@given(links)
+def test_it_finds_what_trying_all_ways_finds(edges: list[tuple[int, int, bool]]) -> None:
+    """Six rules for the groups 0 to 5; an edge goes to one, by an interface where that makes a cycle one or not."""
+    outputs: dict[int, list[str]] = {n: ["10.0.0.1:1%z"] for n in range(6)}
+    for source, target, counts in edges:
+        # Of the same group by another interface: counts only where the ends hear each other.
+        text = f"239.1.1.1:1%{'v' if counts else 'w'}{target}"
+        if source != target and text not in outputs[source]:
+            outputs[source].append(text)
+    made = [parse_rule(f"239.1.1.1:1%w{n}", outputs[n]) for n in range(6)]
+    heard = {f"v{n}": [f"w{n}"] for n in range(6)}
+    wanted = any(counts and source != target and reaches(target, source, edges) for source, target, counts in edges)
+    try:
+        check_at_once(made, heard)
+        found = False
+    except RuleError:
+        found = True
+    assert found == wanted
+
+
+def reaches(start: int, end: int, edges: list[tuple[int, int, bool]]) -> bool:
+    seen, left = {start}, [start]
+    while left:
+        at = left.pop()
+        for source, target, _counts in edges:
+            if source == at and target not in seen:
+                seen.add(target)
+                left.append(target)
+    return end in seen
