@@ -162,18 +162,23 @@ def killed_supervisor(line: RelayLine, rate: int) -> str:
     return f"{back} of 1001 rules back, gap {1000 * report.lost / rate:.0f} ms: {account(report)}"
 
 
-def arrives(line: RelayLine, sender: socket.socket, receiver: socket.socket) -> bool:
-    try:
-        index = line.receiver.ifindex("eth0")
-        request = struct.pack("=4s4si", socket.inet_aton(OUTPUT.partition(":")[0]), b"", index)
-        receiver.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
-    except OSError:
-        pass  # it is a member already, or there is no interface
-    try:
-        sender.sendto(b"probe", (INPUT.partition(":")[0], 5000))
-        return bool(receiver.recv(16))
-    except OSError:
-        return False
+def arrives(line: RelayLine) -> bool:
+    """Whether a datagram comes through. A receiver of its own: memberships of a deleted interface stay a socket's."""
+    with (
+        line.sender.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        line.receiver.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+    ):
+        group, _, port = OUTPUT.partition(":")
+        receiver.bind((group, int(port)))
+        receiver.settimeout(0.005)
+        sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 8)
+        try:
+            request = struct.pack("=4s4si", socket.inet_aton(group), b"", line.receiver.ifindex("eth0"))
+            receiver.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
+            sender.sendto(b"probe", (INPUT.partition(":")[0], 5000))
+            return bool(receiver.recv(16))
+        except OSError:
+            return False
 
 
 def down_and_up(lab: Lab, line: RelayLine, name: str) -> None:
@@ -205,16 +210,9 @@ def moved_interfaces(lab: Lab, line: RelayLine) -> str:
     """Times from the last command that mends the interface to the first datagram that arrives."""
     changes: list[Callable[[Lab, RelayLine, str], None]] = [down_and_up, delete_and_create, rename_and_back]
     slowest = {change.__name__: 0.0 for change in changes}
-    with (
-        Daemon(line.relay, *OPTIONS) as daemon,
-        line.sender.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
-        line.receiver.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
-    ):
+    with Daemon(line.relay, *OPTIONS) as daemon:
         daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
-        receiver.bind((OUTPUT.partition(":")[0], 6000))
-        receiver.settimeout(0.005)
-        sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 8)
-        wait_until(lambda: arrives(line, sender, receiver), DEADLINE_S)
+        wait_until(lambda: arrives(line), DEADLINE_S)
         pids = {name: pid for name, pid in daemon.pids().items() if name != "spare"}
         before: dict[str, tuple[int, int]] = {}
         for cycle in range(CYCLES):
@@ -222,7 +220,7 @@ def moved_interfaces(lab: Lab, line: RelayLine) -> str:
                 for name in ("in0", "out0"):
                     change(lab, line, name)
                     began = time.monotonic()
-                    wait_until(lambda: arrives(line, sender, receiver), DEADLINE_S, f"{change.__name__} of {name}")
+                    wait_until(lambda: arrives(line), DEADLINE_S, f"{change.__name__} of {name}")
                     slowest[change.__name__] = max(slowest[change.__name__], time.monotonic() - began)
             if cycle == 2:
                 before = {name: weight(pid) for name, pid in pids.items()}

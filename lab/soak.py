@@ -40,7 +40,7 @@ STEADY: Final = ("239.1.1.1:5000", "239.2.2.2:6000")
 STEADY_RATE: Final = 2000.0
 OTHERS: Final = 20  # flows, one group after the other, that rules may be for or not
 OTHERS_RATE: Final = 1000.0
-# A stopped worker is found out after 4 s; its ring holds more than comes in that time.
+# A stopped worker is found out after 3 s; its ring holds more than comes in that time.
 OPTIONS: Final = ("--ring-mib", "64")
 FAULT_EVERY_S: Final = 2.5  # a worker's death is forgiven after 2 s of life: no back-off
 SAMPLE_EVERY_S: Final = 0.5

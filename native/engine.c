@@ -717,6 +717,7 @@ int engine_open(struct engine **out, struct counters_page *counters, int command
     error = restrict_ring(&engine->ring);
     if (error < 0) {
         io_uring_queue_exit(&engine->ring);
+        loops_free(engine->watches);
         free(engine);
         return error;
     }

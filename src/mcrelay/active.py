@@ -66,6 +66,7 @@ class ActiveRules:
         self._rule_counters: set[int] = set()  # that active rules use
         self._output_counters: set[int] = set()
         self._of_worker: list[dict[str, Active]] = [{} for _ in range(self._workers)]
+        self._is_over = False  # a successor has it all
         self._became_ready = asyncio.Condition()
         self.generation = 0
         self.changing = asyncio.Lock()  # held by whoever changes them, or needs them not to change
@@ -84,16 +85,20 @@ class ActiveRules:
     async def open(self) -> None:
         await self._links.open()
 
+    async def rest(self) -> None:
+        """Nothing changes any more by itself."""
+        await self._links.rest()
+
     async def close(self) -> None:
-        """No worker may be left."""
+        """At rest, and no worker may be left."""
         await self._links.close()
 
     def records(self) -> list[RuleRecord]:
         return [active.record for active in self._active.values()]
 
     def interfaces(self) -> tuple[InterfaceRecord, ...]:
-        """All interfaces that active rules name."""
-        return self._links.records()
+        """All interfaces that active rules name, for whoever is to know."""
+        return self._links.tell()
 
     # Handover.
 
@@ -111,12 +116,21 @@ class ActiveRules:
         self.generation = heritage.first.generation
         self._links.adopt(heritage, [active.rule for active in adopted])
 
+    async def hold(self) -> None:
+        """Finish what is in hand, and leave the packet sockets to a successor; in a turn of the caller's."""
+        await self._links.hold()
+
     async def take_over(self) -> None:
-        """Nobody else reads the packet sockets any more: forward."""
-        async with self.changing:
-            for child in self._data:
-                self.settle(child)  # what the predecessor's worker had in hand, should it have been killed
-            await self._links.take_over()
+        """Nobody else reads the packet sockets any more: forward. In a turn of the caller's."""
+        for child in self._data:
+            if self._pages[child.index].in_hand():  # of a predecessor's worker that was killed
+                self.settle(child)
+        await self._links.take_over()
+
+    def leave(self) -> None:
+        """A successor forwards: change nothing any more."""
+        self._is_over = True
+        self._links.leave()
 
     # Workers.
 
@@ -178,6 +192,8 @@ class ActiveRules:
         except TimeoutError:
             raise Busy("many changes are under way", "try again") from None
         try:
+            if self._is_over:
+                raise Busy("another daemon has taken over", "try again")
             yield
         finally:
             self.changing.release()

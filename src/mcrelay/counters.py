@@ -193,12 +193,16 @@ class Page:
         for word in range(INTERFACE_WORDS):
             self._words[self._interface(slot) + word] = 0
 
+    def in_hand(self) -> int:
+        """Packets that were received, and of which nothing has become yet. Not below 0, whatever a worker wrote that
+        went mad."""
+        totals = self.totals()
+        return max(0, totals["received"] - totals["forwarded"] - sum(self.dropped().values()))
+
     def settle(self, rules: Iterable[tuple[int, Iterable[int]]]) -> int:
         """Count what a dead worker had in hand as interrupted, for each rule and its outputs (by index). Returns how
         many packets that were."""
-        totals = self.totals()
-        # Not below 0, whatever a worker wrote that went mad.
-        in_hand = max(0, totals["received"] - totals["forwarded"] - sum(self.dropped().values()))
+        in_hand = self.in_hand()
         self.count_dropped(REASON["interrupted"], in_hand)
         for rule, outputs in rules:
             packets, _size, forwarded, dropped = self.rule(rule)

@@ -3,10 +3,10 @@
 Owns the process and the channel between the two, and the order of things. The old daemon starts the program anew and
 tells it, over a socket pair, all that outlives a process: the clients' socket, the counter pages, each socket and
 membership, and the rules. The new one starts its workers and gives them everything but the packet sockets; until then
-the old one forwards and can still change its mind. Then the old workers finish what they have in hand and go, the new
-ones get the packet sockets, and what came meanwhile waits there. The new daemon says so, and the old one exits. If the
-new one does not come so far, it is ended and the old one goes on with what it never gave away: both hold descriptors of
-the same sockets.
+the old one forwards. Then the old workers finish what they have in hand and leave the packet sockets, the new ones get
+them, and what came meanwhile waits there. The new daemon says that it forwards, and the old one exits. If the new one
+does not come so far, it is ended, and the old workers get back what was never given away: both daemons hold descriptors
+of the same sockets.
 
 The program is the file that runs already, as it is on disk by then: clients may ask for an upgrade, not say to what.
 """
@@ -21,12 +21,12 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
-from mcrelay import __version__, process
+from mcrelay import __version__, counters, process
 from mcrelay.channel import Channel
 from mcrelay.codec import Codec
-from mcrelay.errors import Error, SystemRefusal, UsageError
+from mcrelay.errors import Busy, Error, SystemRefusal, UsageError
 from mcrelay.frames import Malformed
 from mcrelay.messages import (
     Failed,
@@ -59,6 +59,16 @@ class Heritage:
     memberships: list[tuple[InheritMemberships, int]] = field(default_factory=list)
     rules: list[RuleRecord] = field(default_factory=list)
 
+    def check_fit(self, workers: int) -> None:
+        """UsageError if a daemon with as many data plane workers cannot go on with it."""
+        first = self.first
+        if first.workers != workers:
+            raise UsageError(
+                f"the old daemon has {first.workers} data plane workers, this one has {workers}", "restart it instead"
+            )
+        if (first.counters_version, first.counters_size) != (counters.VERSION, counters.PAGE_SIZE):
+            raise UsageError(f"version {first.version} counts in another way", "restart it instead")
+
     def take(self, message: Message, descriptors: list[int]) -> bool:
         """One more part of it; whether it was the last. Error if it is none."""
         match message:
@@ -85,7 +95,13 @@ class Successor:
             except BaseException:
                 own.close()
                 raise
-        self._pidfd = os.pidfd_open(self._pid)
+        try:
+            self._pidfd = os.pidfd_open(self._pid)
+        except OSError:
+            own.close()
+            os.kill(self._pid, signal.SIGKILL)  # ours, and not reaped: nobody else can have this pid
+            os.waitpid(self._pid, 0)
+            raise
         self._loop = asyncio.get_running_loop()
         self._said: asyncio.Queue[Message] = asyncio.Queue()
         self._channel = Channel(
@@ -168,11 +184,7 @@ class Predecessor:
             heritage = await asyncio.wait_for(asyncio.shield(self._complete), PREPARE_S)
         except TimeoutError:
             raise SystemRefusal("the old daemon did not say what to take over", "start again") from None
-        if heritage.first.workers != workers:
-            raise UsageError(
-                f"the old daemon has {heritage.first.workers} data plane workers, this one would have {workers}",
-                "restart it instead",
-            )
+        heritage.check_fit(workers)
         log.info("taking over from version %s, we are %s", heritage.first.version, __version__)
         return heritage
 
@@ -204,10 +216,15 @@ class Predecessor:
         if not self._left.done():
             self._left.set_result(None)
 
-    async def wait_until_left(self) -> None:
-        """Say that we could go on, and wait until nobody else does."""
+    async def wait_until_left(self, stopping: asyncio.Event) -> None:
+        """Say that we could go on, and wait until nobody else does. Busy if we are told to stop before."""
         self._tell(Prepared())
-        await self._left
+        stop = self._loop.create_task(stopping.wait())
+        either: set[asyncio.Future[Any]] = {stop, self._left}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not self._left.done():
+            raise Busy("told to stop before the old daemon had left", "it goes on")
 
     def took_over(self) -> None:
         self._tell(TookOver())

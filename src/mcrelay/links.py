@@ -19,7 +19,7 @@ from typing import Final, Literal
 
 from mcrelay.children import Child
 from mcrelay.counters import Page
-from mcrelay.errors import Busy, SystemRefusal
+from mcrelay.errors import Busy, Error, SystemRefusal
 from mcrelay.handover import Heritage
 from mcrelay.limits import ADDRESSES_MAX, RingGeometry, ring_geometry
 from mcrelay.messages import (
@@ -72,14 +72,17 @@ class Links:
         self._expiring: set[asyncio.Task[None]] = set()
         self._is_held = False
         self._own: tuple[str, ...] = ()  # addresses of this host, as the workers know them
+        self._told: tuple[InterfaceRecord, ...] = ()
+        self._is_over = False
 
     async def open(self) -> None:
+        """Before the workers are told anything: what they must know is known on return."""
         await self._interfaces.open()
         self._own = self._own_addresses()
         self._following = asyncio.create_task(self._follow())
 
-    async def close(self) -> None:
-        """No worker may be left."""
+    async def rest(self) -> None:
+        """Follow the interfaces no more."""
         if self._following:
             self._following.cancel()
             await asyncio.wait([self._following])
@@ -88,6 +91,9 @@ class Links:
         self._lingering.clear()
         if self._expiring:
             await asyncio.wait(self._expiring)
+
+    async def close(self) -> None:
+        """At rest, and no worker may be left."""
         await self._attachments.close_all()
         await self._interfaces.close()
 
@@ -107,6 +113,11 @@ class Links:
             )
             for attachment in self._attachments
         )
+
+    def tell(self) -> tuple[InterfaceRecord, ...]:
+        """The records, for those who are to know them."""
+        self._told = self.records()
+        return self._told
 
     def heard(self) -> dict[str, list[str]]:
         """For each interface whose other end is in this host, too: the interfaces that hear what it sends."""
@@ -144,12 +155,35 @@ class Links:
             self._attachments.keep(rule)
         self._attachments.admit(rules)
 
+    async def hold(self) -> None:
+        """Have the workers finish what they have in hand, and leave the packet sockets to somebody else."""
+        self._is_held = True
+        for attachment in self._attachments:
+            if "ingress" in attachment.sockets:
+                await self._take_from_workers(attachment, "ingress")
+
     async def take_over(self) -> None:
-        """Nobody else reads the packet sockets any more."""
+        """Nobody else reads the packet sockets any more. Nothing if nobody was to."""
+        if not self._is_held:
+            return
         self._is_held = False
-        for child in self._ready_workers():
-            await self.attach_all(child, "ingress")
+        for attachment in self._attachments:
+            if "ingress" not in attachment.sockets:
+                continue
+            if attachment.ring == self._ring_for(attachment.opened["ingress"].mtu):
+                await self._attach_everywhere(attachment, "ingress")
+                await self._attachments.rejoin(attachment)
+            else:  # this daemon was told otherwise: what is needed is opened again
+                await self._detach((attachment.name, "ingress"))
+        for attachment in self._attachments:
+            for direction in attachment.sockets:
+                if not self._is_needed(attachment, direction):
+                    self._linger((attachment.name, direction))
         self._moved.set()  # what happened meanwhile
+
+    def leave(self) -> None:
+        """A successor has all of it: change nothing any more."""
+        self._is_over = True
 
     # Changes of rules.
 
@@ -160,8 +194,12 @@ class Links:
         present = self._interfaces.present()
         if any(name not in present for name, _direction in wanted):
             present = await self._interfaces.refresh()  # one that was made this very moment
-        for name, direction in wanted:
-            await self._take_up((name, direction), present.get(name), undo)
+        if any(name not in self._attachments for name, _direction in wanted) and self._attachments.is_full:
+            names = {name for name, _direction in wanted}
+            for need in [need for need in self._lingering if need[0] not in names]:
+                await self._detach(need)  # what lingers must not be in somebody's way
+        for need in wanted:
+            await self._take_up(need, present.get(need[0]), undo)
         groups = list(dict.fromkeys(group(rule) for rule in rules))
         undo.push_async_callback(self._attachments.leave, groups)
         await self._attachments.join(groups)
@@ -172,8 +210,6 @@ class Links:
         if self._is_open(need) and self._has_moved(self._attachments[name], direction, interface):
             await self._detach(need)
         if name not in self._attachments:
-            if self._attachments.is_full:  # what lingers must not be in somebody's way
-                await self._detach_lingering(list(self._lingering))
             slot = self._attachments.claim(name).slot
             undo.callback(self._attachments.forget_unused, name)
             for page in self._pages:
@@ -241,14 +277,17 @@ class Links:
             await self._moved.wait()
             self._moved.clear()
             async with self._changing:
-                if self._is_held:
+                if self._is_held or self._is_over:
                     continue
                 try:
                     await self._settle()
                 except Exception:  # whatever it is, the next notification finds us here
                     log.exception("cannot follow the interfaces")
                     self._again()
-            await self.replenish()  # what was opened may have come from the stock
+            try:
+                await self.replenish()  # what was opened may have come from the stock
+            except Exception:
+                log.exception("cannot prepare sockets for the next interface")
 
     def _again(self) -> None:
         asyncio.get_running_loop().call_later(AGAIN_S, self._moved.set)
@@ -256,23 +295,23 @@ class Links:
     async def _settle(self) -> None:
         """Make what is open agree with the interfaces that there are."""
         present = self._interfaces.present()
-        before = self.records()
         await self._tell_addresses()
         for attachment in self._attachments:
-            interface = present.get(attachment.name)
             for direction in DIRECTIONS:
-                if direction in attachment.sockets and self._has_moved(attachment, direction, interface):
-                    await self._detach((attachment.name, direction))
-                if not self._is_needed(attachment, direction):
-                    continue
                 try:
-                    await self._bring_up(attachment, direction, interface)
-                except (SystemRefusal, Busy) as error:
-                    attachment.problems[direction] = error.message[:PROBLEM_MAX]
+                    await self._settle_one(attachment, direction, present.get(attachment.name))
+                except (Error, OSError) as error:
+                    attachment.problems[direction] = str(error)[:PROBLEM_MAX]
                     self._again()
-        if self.records() != before:
-            self._tell(before)
+        if self.records() != self._told:
+            self._log_changes(self._told)
             self._on_change()
+
+    async def _settle_one(self, attachment: Attachment, direction: Direction, interface: Interface | None) -> None:
+        if direction in attachment.sockets and self._has_moved(attachment, direction, interface):
+            await self._detach((attachment.name, direction))
+        if self._is_needed(attachment, direction):
+            await self._bring_up(attachment, direction, interface)
 
     async def _tell_addresses(self) -> None:
         """Have the workers know this host's addresses, if those are others now."""
@@ -292,7 +331,7 @@ class Links:
             log.warning("this host has %d addresses: what comes back from some is not told apart", len(own))
         return tuple(own[:ADDRESSES_MAX])
 
-    def _tell(self, before: tuple[InterfaceRecord, ...]) -> None:
+    def _log_changes(self, before: tuple[InterfaceRecord, ...]) -> None:
         """Log what came and went."""
         known = {(r.name, d): text for r in before for d, text in r.problems.items()}
         now = {(r.name, d): text for r in self.records() for d, text in r.problems.items()}
@@ -325,9 +364,15 @@ class Links:
             attachment.problems.pop(direction, None)
 
     async def _set_mtu(self, attachment: Attachment, interface: Interface) -> None:
-        if attachment.opened["egress"].mtu != interface.mtu:
-            attachment.opened["egress"] = interface
+        before = attachment.opened["egress"]
+        if before.mtu == interface.mtu:
+            return
+        attachment.opened["egress"] = interface
+        try:
             await self._attach_everywhere(attachment, "egress")
+        except BaseException:
+            attachment.opened["egress"] = before
+            raise
 
     async def _open(self, attachment: Attachment, direction: Direction, interface: Interface) -> None:
         """Open sockets, give them to the workers, and let come in what rules want."""
@@ -402,10 +447,6 @@ class Links:
             if need in self._lingering:
                 await self._detach(need)
 
-    async def _detach_lingering(self, unused: list[Need]) -> None:
-        for need in unused:
-            await self._detach(need)
-
     async def _detach(self, need: Need) -> None:
         """Take an interface's direction out of use everywhere, then close it, if it is open."""
         name, direction = need
@@ -414,17 +455,21 @@ class Links:
         if not self._is_open(need):
             return
         attachment = self._attachments[name]
-        for child in self._ready_workers():
-            ticket, life = child.ticket(), child.restarts
-            try:
-                await child.command(
-                    ticket, (DetachInterface(ticket=ticket, slot=attachment.slot, direction=direction), ())
-                )
-            except Busy as error:
-                log.warning("%s", error)
-                child.kill_life(life)  # its next life will not know the interface
+        await self._take_from_workers(attachment, direction)
         await self._attachments.close(attachment, direction)
         self._attachments.forget_unused(name)
+
+    async def _take_from_workers(self, attachment: Attachment, direction: Direction) -> None:
+        """Have every worker finish what it has in hand of it, and use it no more."""
+        await asyncio.gather(*(self._take_from(child, attachment.slot, direction) for child in self._ready_workers()))
+
+    async def _take_from(self, child: Child, slot: int, direction: Direction) -> None:
+        ticket, life = child.ticket(), child.restarts
+        try:
+            await child.command(ticket, (DetachInterface(ticket=ticket, slot=slot, direction=direction), ()))
+        except Busy as error:
+            log.warning("%s", error)
+            child.kill_life(life)  # its next life will not know the interface
 
 
 def _problem(name: str, direction: Direction, interface: Interface | None) -> str | None:

@@ -49,6 +49,9 @@ class Listener:
             raise UsageError(f"--socket {path!r} is not possible", f"give an absolute path of up to {PATH_MAX} bytes")
         gid = group_id(GROUP)
         self._gid = gid if gid is not None else os.getegid()
+        if inherited is not None and not os.path.exists(path):  # somebody removed it
+            os.close(inherited)
+            inherited = None
         self._sock = self._bind() if inherited is None else socket.socket(fileno=inherited)
         self._inode = os.stat(path).st_ino
         self._listening = False

@@ -509,6 +509,8 @@ class Inherit(Message, frozen=True):
     version: Text
     workers: Annotated[int, msgspec.Meta(ge=1, le=WORKERS_MAX)]
     generation: Id
+    counters_version: Positive
+    counters_size: Positive  # bytes of a page
 
     def descriptors(self) -> int:
         return 1 + self.workers

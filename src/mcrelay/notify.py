@@ -28,6 +28,12 @@ def notify(text: str, descriptors: Sequence[int] = ()) -> bool:
     return True
 
 
+def may_change_process() -> bool:
+    """Whether another process may take the place of this one: not if this is a service of systemd's that may not say so
+    (NotifyAccess=), since systemd ends what is left of a service whose main process ends."""
+    return os.environ.get("SYSTEMD_EXEC_PID") != str(os.getpid()) or "NOTIFY_SOCKET" in os.environ
+
+
 def store_size() -> int:
     """How many descriptors the service manager keeps for us (FileDescriptorStoreMax=): 0 if none. systemd says so from
     version 254 on; before that the unit has to (Environment=FDSTORE=512)."""

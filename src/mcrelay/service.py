@@ -6,6 +6,7 @@ Checks what can be checked before anything is opened, and runs the supervisor's 
 from __future__ import annotations
 
 import asyncio
+import signal
 from typing import Literal, cast
 
 from mcrelay import process, store
@@ -33,6 +34,8 @@ def run(
 ) -> None:
     """Until the daemon is told to stop. Error if it cannot work here."""
     configure_logging("mcrelay", debug=debug)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # before there is anything to do for them
+        signal.signal(number, signal.SIG_IGN)
     process.check_privileges()
     process.raise_descriptor_limit()
     # click has checked the names.
@@ -57,7 +60,11 @@ async def _supervise(options: Options) -> None:
     predecessor = Predecessor(descriptor) if descriptor is not None else None
     try:
         workers = len(options.cores)
-        heritage = await predecessor.inherit(workers) if predecessor else store.take(options.socket, workers)
+        heritage = (
+            await predecessor.inherit(workers)
+            if predecessor
+            else store.take(options.socket, workers, wanted=options.restore)
+        )
         supervisor = Supervisor(options, predecessor, heritage)
         process.keep_needed_capabilities()  # the socket is there, wherever its user wanted it
         await supervisor.run()

@@ -52,7 +52,7 @@ class StateFile:
         """Return when this generation, or a later one, is in the file. Best effort: without it the rules are lost with
         the daemon, which the log says."""
         async with self._writing:
-            if self._saved >= generation:
+            if self._saved >= generation or self._latest[0] < 0:
                 return
             current, records = self._latest
             content = msgspec.json.encode(Saved(FORMAT, current, tuple(records)))

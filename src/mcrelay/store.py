@@ -55,8 +55,9 @@ def keep(socket: str, will: Will) -> bool:
     return True
 
 
-def take(socket: str, workers: int) -> Heritage | None:
-    """What the last daemon left, if it left anything and this one can go on with it; the log says why if it cannot."""
+def take(socket: str, workers: int, *, wanted: bool) -> Heritage | None:
+    """What the last daemon left, if it left anything, this one can go on with it, and it is wanted; the log says why if
+    it does not."""
     kept = {name: fd for name, fd in notify.stored().items() if name.startswith(f"{PREFIX}-")}
     if not kept:
         return None
@@ -64,8 +65,9 @@ def take(socket: str, workers: int) -> Heritage | None:
         notify.forget(name)
     try:
         heritage = _assemble(_path(socket), kept)
-        if heritage.first.workers != workers:
-            raise Error(f"they are of {heritage.first.workers} data plane workers, this daemon has {workers}")
+        heritage.check_fit(workers)
+        if not wanted:
+            raise Error("--no-restore")
     except (Error, Malformed) as error:
         log.warning("cannot go on with the sockets that were kept: %s", error)
         for descriptor in kept.values():

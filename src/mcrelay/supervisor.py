@@ -117,7 +117,9 @@ class Supervisor:
         self._pages = [Page(fd) for fd in inherited[1:]]
         self._predecessor = predecessor
         self._inherits = heritage is not None
-        self._hands_over = False  # workers that go are not missed
+        self._upgrades = False
+        self._died = asyncio.Event()  # set when a worker does
+        self._handed_over = False
         self._is_settled = False  # the rules that there were are there again: clients may come
         self._incoming: tuple[list[RuleRecord], list[str]] = [], []  # of an unfinished ApplyRules
         self._incoming_key: tuple[int, int] | None = None
@@ -142,6 +144,7 @@ class Supervisor:
         self._state = StateFile(options.socket)
         if heritage:
             self._active.adopt(heritage)
+            self._state.note(self._active.generation, self._active.records())
 
     # Life.
 
@@ -152,15 +155,16 @@ class Supervisor:
         self._loop.add_signal_handler(signal.SIGUSR1, self._control.tell, "request_sock", GetStats(id=0))
         self._loop.add_signal_handler(signal.SIGUSR2, lambda: self._spawn_task(self._serve_hand_over(None)))
         try:
+            await self._active.open()
             for child in self._children:
                 self._start(child)
-            await self._active.open()
             await self._wait_for_all()
             if not self._stopping.is_set():
                 if self._predecessor:
-                    await self._predecessor.wait_until_left()
+                    await self._predecessor.wait_until_left(self._stopping)
                 if self._inherits:
-                    await self._active.take_over()
+                    async with self._active.changing:
+                        await self._active.take_over()
                 elif self._options.restore:
                     await self._restore()
                 if self._predecessor:
@@ -180,6 +184,8 @@ class Supervisor:
                     self._identity.name,
                     self._options.socket,
                 )
+                with contextlib.suppress(OSError):
+                    notify.notify("READY=1")
             await self._stopping.wait()
         finally:
             await self._shut_down()
@@ -257,7 +263,7 @@ class Supervisor:
             self._restart_later(child, START_AGAIN_S)
 
     def _restart_later(self, child: Child, delay_s: float) -> None:
-        if self._stopping.is_set() or self._hands_over:
+        if self._stopping.is_set():
             return
         if delay_s:
             log.info("restarting %s in %.1f s", child.name, delay_s)
@@ -273,20 +279,29 @@ class Supervisor:
     async def _shut_down(self) -> None:
         self._stopping.set()
         self._listener.shut()
-        for task in self._tasks:
+        under_way = list(self._tasks)
+        for task in under_way:
             task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
         ends = await asyncio.gather(*(child.shut_down(SHUTDOWN_S) for child in self._children), return_exceptions=True)
         for end in ends:
             if end is not None:
                 log.error("unexpected: %r", end)
         self._spare.close()
-        keeps = not self._hands_over and self._is_settled and notify.store_size() > 0
-        if self._hands_over or (keeps and store.keep(self._options.socket, self._will())):
+        await self._active.rest()
+        if self._is_anothers() or self._keep_for_next():
             self._listener.leave()
         else:
             self._listener.close()
         await self._active.close()
         log.info("stopped")
+
+    def _is_anothers(self) -> bool:
+        """The place is a successor's, or still a predecessor's."""
+        return self._handed_over or (self._predecessor is not None and not self._is_settled)
+
+    def _keep_for_next(self) -> bool:
+        return self._is_settled and notify.store_size() > 0 and store.keep(self._options.socket, self._will())
 
     # Children.
 
@@ -368,14 +383,13 @@ class Supervisor:
         reply: Message | None = None
         try:
             pid = await self._hand_over()
-        except Error as error:
-            log.error("no upgrade: %s", error)
+        except (Error, OSError) as error:
+            refusal = error if isinstance(error, Error) else SystemRefusal(f"cannot start a daemon: {error}")
+            log.error("no upgrade: %s", refusal)
             if request:
-                reply = Refused(id=request.id, code=error.code, message=error.message, hint=error.hint)
+                reply = Refused(id=request.id, code=refusal.code, message=refusal.message, hint=refusal.hint)
         else:
             log.info("process %d has taken over", pid)
-            with contextlib.suppress(OSError):
-                notify.notify(f"MAINPID={pid}")
             self._stopping.set()
             if request:
                 reply = HandedOver(id=request.id, pid=pid)
@@ -384,37 +398,67 @@ class Supervisor:
 
     async def _hand_over(self) -> int:
         """The successor's pid, once it forwards. Error, and nothing has changed, if it does not."""
-        if self._hands_over or self._stopping.is_set() or not self._is_settled:
+        if self._upgrades or self._stopping.is_set() or not self._is_settled:
             raise Busy("the daemon is starting, stopping or being upgraded", "try again")
-        async with self._active.changing:  # nothing changes until it is over, either way
-            successor = Successor()
-            try:
-                await successor.prepare(self._will())
-                self._hands_over = True
-                self._listener.shut()
-                await asyncio.gather(*(child.shut_down(SHUTDOWN_S) for child in self._data))
-                pid = await successor.proceed()
-            except BaseException:
-                successor.end()
-                self._carry_on()
-                raise
-            successor.leave()
-            return pid
+        if not notify.may_change_process():
+            raise SystemRefusal(
+                "the service manager would end the new daemon with the old one",
+                "give the unit NotifyAccess=main, or use 'systemctl restart'",
+            )
+        self._upgrades = True
+        try:
+            async with self._active.changing:  # nothing changes until it is over, either way
+                return await self._hand_over_to(Successor())
+        finally:
+            self._upgrades = False
+
+    async def _hand_over_to(self, successor: Successor) -> int:
+        """The old workers leave the packet sockets, and live on until the new ones forward."""
+        try:
+            self._died.clear()
+            await self._unless_somebody_dies(successor.prepare(self._will()))
+            self._listener.shut()
+            await self._active.hold()
+            pid = await successor.proceed()
+            with contextlib.suppress(OSError):
+                notify.notify(f"MAINPID={pid}")
+        except BaseException:
+            successor.end()
+            await self._active.take_over()
+            if self._control.state == "ready":
+                self._listener.open(self._pass_client)
+            raise
+        successor.leave()
+        self._handed_over = True
+        self._active.leave()
+        return pid
+
+    async def _unless_somebody_dies(self, work: Coroutine[None, None, None]) -> None:
+        """A worker's successor would have to wait for as long as rules may not change."""
+        working = self._loop.create_task(work)
+        died = self._loop.create_task(self._died.wait())
+        try:
+            await asyncio.wait({working, died}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise Busy("a worker died meanwhile", "try again")
+            working.result()
+        finally:
+            working.cancel()
+            died.cancel()
 
     def _will(self) -> Iterator[tuple[Message, list[int]]]:
-        first = Inherit(version=__version__, workers=self._workers, generation=self._active.generation)
+        first = Inherit(
+            version=__version__,
+            workers=self._workers,
+            generation=self._active.generation,
+            counters_version=counters.VERSION,
+            counters_size=counters.PAGE_SIZE,
+        )
         yield first, [self._listener.fileno(), *(page.fd for page in self._pages)]
         yield from self._active.will()
 
-    def _carry_on(self) -> None:
-        """A successor came to nothing."""
-        self._hands_over = False
-        for child in self._children:
-            self._restart(child)
-        if self._control.state == "ready":
-            self._listener.open(self._pass_client)
-
     def _child_exited(self, child: Child, delay_s: float) -> None:
+        self._died.set()
         if child.role == "control":
             self._listener.shut()
         if child.failure:
@@ -494,8 +538,7 @@ class Supervisor:
             child.tell("request_sock", reply)
 
     def _changed(self, added: list[RuleRecord], removed: Sequence[str]) -> None:
-        if added or removed:
-            self._state.note(self._active.generation, self._active.records())
+        self._state.note(self._active.generation, self._active.records())
         self._record(added, removed)
 
     def _record(self, added: list[RuleRecord], removed: Sequence[str], *, snapshot: bool = False) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import re
 import socket
 import sys
 import threading
@@ -88,6 +89,14 @@ def run(line: RelayLine, manager: Manager, directory: Path, *options: str) -> Da
     )
 
 
+def stop(daemon: Daemon, manager: Manager) -> None:
+    """It leaves its socket, where clients wait for the next one; the manager has read all that it said."""
+    daemon.stop(check=False)
+    assert daemon.process.returncode == 0, daemon.log
+    (count,) = re.findall(r"(\d+) sockets are kept", daemon.log)
+    wait_until(lambda: len(manager.kept) == int(count), 5, "not all has come")
+
+
 def test_a_restart_loses_nothing(line: RelayLine, manager: Manager, tmp_path: Path) -> None:
     """The rings hold what comes meanwhile."""
     options = ("--ring-mib", "128")
@@ -97,9 +106,8 @@ def test_a_restart_loses_nothing(line: RelayLine, manager: Manager, tmp_path: Pa
     receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", idle_timeout_s=10))
     sender = start_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=2000, duration_s=60))
     wait_until(lambda: first.json("stats")["rules"][0]["packets"] > 0, 5)
-    first.stop(check=False)  # it leaves its socket, where clients wait for the next one
-    assert first.process.returncode == 0, first.log
-    assert len(manager.kept) >= 5
+    stop(first, manager)
+    assert len(manager.kept) >= 5, first.log
     second = run(line, manager, tmp_path, *options).__enter__()
     assert [rule["name"] for rule in second.json("list")["rules"]] == ["feed", "waits"]
     sent = sender.stop().sent
@@ -118,7 +126,7 @@ def test_a_restart_loses_nothing(line: RelayLine, manager: Manager, tmp_path: Pa
 def test_what_does_not_fit_is_told_and_not_used(line: RelayLine, manager: Manager, tmp_path: Path, what: str) -> None:
     first = run(line, manager, tmp_path).__enter__()
     first.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
-    first.stop(check=False)
+    stop(first, manager)
     options: tuple[str, ...] = ()
     if what == "one descriptor is missing":
         os.close(manager.kept.pop(sorted(manager.kept)[-1]))

@@ -239,7 +239,8 @@ class Attachments:
                 self._memberships.join(opened, address)
 
     async def rejoin(self, attachment: Attachment) -> None:
-        """Be a member again of all groups that active rules want there. SystemRefusal if the kernel does not."""
+        """Be a member again of all groups that active rules want there. Idempotent. SystemRefusal if the kernel does
+        not."""
         async for address in in_turns(self._groups(attachment)):
             self._memberships.join(attachment.opened["ingress"], address)
 

@@ -52,7 +52,7 @@ class Interfaces:
     def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
         self._on_change = on_change
         self._links: dict[int, Interface] = {}  # by index; has_ipv4 is filled in when asked
-        self._addresses: dict[int, set[str]] = {}  # IPv4, by index
+        self._addresses: dict[int, set[tuple[str, int]]] = {}  # IPv4 and length of the prefix, by index
         self._refreshing = asyncio.Lock()
         self._missed: list[Any] = []  # notifications that came during a refresh
         self._known = asyncio.Event()
@@ -82,7 +82,7 @@ class Interfaces:
 
     def addresses(self) -> set[str]:
         """All IPv4 addresses of this host."""
-        return set().union(*self._addresses.values())
+        return {address for found in self._addresses.values() for address, _length in found}
 
     async def refresh(self) -> dict[str, Interface]:
         """Ask the kernel for everything anew."""
@@ -131,9 +131,13 @@ class Interfaces:
                 self._links.pop(index, None)
                 self._addresses.pop(index, None)
             case "RTM_NEWADDR":
-                self._addresses.setdefault(index, set()).add(str(_attribute(message, "IFA_LOCAL")))
+                self._addresses.setdefault(index, set()).add(_address(message))
             case "RTM_DELADDR":
-                self._addresses.get(index, set()).discard(str(_attribute(message, "IFA_LOCAL")))
+                self._addresses.get(index, set()).discard(_address(message))
+
+
+def _address(message: Any) -> tuple[str, int]:
+    return str(_attribute(message, "IFA_LOCAL")), int(message["prefixlen"])
 
 
 def _interface(message: Any) -> Interface:
