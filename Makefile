@@ -28,13 +28,13 @@ demo: $(VENV)/.installed
 	@packaging/install-requirements test
 	$(SUDO) $(BIN)/python -m lab.demo
 
-# Tests that two processes share the machine for; the others put load on it, and have it for themselves.
+# Tests that some processes share the machine for; the others put load on it, and have it for themselves.
 SHARING := tests/unit tests/native tests/engines tests/integration \
-    $(foreach name,bad_input hostile_packets privileges restore sandbox,tests/e2e/test_$(name).py)
+    $(foreach name,bad_input change hostile_packets interfaces loops privileges restore sandbox store,tests/e2e/test_$(name).py)
 
 test: $(VENV)/.develop $(VENV)/.installed
 	@packaging/install-requirements test
-	$(SUDO) $(BIN)/python -m pytest -n 2 --dist loadfile $(SHARING)
+	$(SUDO) $(BIN)/python -m pytest -n 3 --dist loadfile $(SHARING)
 	$(SUDO) $(BIN)/python -m pytest tests $(SHARING:%=--ignore=%)
 
 MODE := quick

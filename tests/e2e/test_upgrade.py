@@ -38,7 +38,7 @@ def test_an_upgrade_under_load_loses_nothing(start: StartDaemon, line: RelayLine
     daemon.run("add", f"{INPUT}%nowhere", f"{OUTPUT}%out0", "--name", "waits")
     before = daemon.json("list")
     former = daemon.pids()
-    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", idle_timeout_s=3, core=0))
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", idle_timeout_s=1, core=0))
     rate = 20_000 if not options else 2_000
     sender = start_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=rate, duration_s=60, core=0))
     wait_until(lambda: daemon.json("stats")["rules"][0]["packets"] > 0, 5)
@@ -130,7 +130,7 @@ def test_the_old_daemon_carries_on_if_the_new_one_fails(
     daemon = start(program=(sys.executable, "-c", IMPATIENT))
     daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
     pids = daemon.pids()
-    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", idle_timeout_s=3))
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", idle_timeout_s=1))
     sender = start_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=5000, duration_s=60))
     done = daemon.run("upgrade", check=False)
     assert done.returncode != 0
@@ -144,6 +144,6 @@ def test_the_old_daemon_carries_on_if_the_new_one_fails(
 
 # Does not wait for as long.
 IMPATIENT: Final = (
-    "import sys; from mcrelay import cli, handover as h; h.PREPARE_S = 5.0; h.TAKE_OVER_S = 1.0; "
+    "import sys; from mcrelay import cli, handover as h; h.PREPARE_S = 4.0; h.TAKE_OVER_S = 1.0; "
     "sys.argv[0] = 'mcrelay'; cli.main()"
 )
