@@ -270,6 +270,8 @@ def _descriptors(samples: list[Sample]) -> tuple[float, float]:
 
 def _sample_of(pid: int) -> Sample:
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
+    if "RssAnon" not in status:  # dead, and not reaped
+        raise ProcessLookupError(pid)
     return Sample(int(status["RssAnon"].split()[0]) * 1024, len(os.listdir(f"/proc/{pid}/fd")))
 
 

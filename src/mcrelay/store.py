@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from socket import socket as Socket
 from typing import Final
 
 from mcrelay import notify
@@ -70,15 +71,25 @@ def take(socket: str, workers: int, *, wanted: bool) -> Heritage | None:
             raise Error("--no-restore")
     except (Error, Malformed) as error:
         log.warning("cannot go on with the sockets that were kept: %s", error)
-        for descriptor in kept.values():
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+        _discard(socket, kept)
         return None
     finally:
         with contextlib.suppress(OSError):
             _path(socket).unlink()
     log.info("going on with %d sockets of the last daemon", len(kept))
     return heritage
+
+
+def _discard(path: str, kept: dict[str, int]) -> None:
+    """Close them. The service manager may still have the clients' socket for a moment: it must not keep us from
+    making another one."""
+    for name, descriptor in kept.items():
+        if name == _name(0, 0):
+            with contextlib.suppress(OSError), Socket(fileno=os.dup(descriptor)) as sock:
+                if sock.getsockname() == path:
+                    os.unlink(path)
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
 
 def _assemble(path: Path, kept: dict[str, int]) -> Heritage:
