@@ -238,10 +238,12 @@ static enum drop_reason admit(struct engine *engine, const struct ingress *ingre
     verdict = loops_judge(watch, rule->hash, packet, turn_ns(engine));
     if (verdict == LOOP_NONE)
         return DROP_NONE;
-    if (verdict == LOOP_FOUND) {
+    if (verdict != LOOP_SUSPENDED)
         count_set(&counters->suspended_until_ns, watch->suspended_until_ns);
+    if (verdict == LOOP_ACQUITTED)
+        return DROP_NONE;
+    if (verdict == LOOP_FOUND)
         count(&counters->suspensions, 1);
-    }
     count(&counters->looped, packet_datagrams(packet));
     return DROP_LOOP;
 }

@@ -56,6 +56,21 @@ static bool is_returning(const struct loop_watch *watch)
     return watch->returns >= LOOP_RETURNS_PER_REPEAT * (UINT64_C(1) + watch->repeats);
 }
 
+/* Of the watched payload and who returns it; never 0. */
+static uint32_t fingerprint(const struct loop_watch *watch)
+{
+    uint64_t mixed = watch->first * UINT64_C(0x9e3779b97f4a7c15) ^ watch->last * UINT64_C(0xc2b2ae3d27d4eb4f) ^
+                     ((uint64_t)watch->length << 32 | watch->returner) * UINT64_C(0x165667b19e3779f9);
+
+    return (uint32_t)(mixed >> 32) | 1;
+}
+
+static void count_up(uint16_t *counted)
+{
+    if (*counted < UINT16_MAX)
+        (*counted)++;
+}
+
 /* Whether this packet is to be watched instead. */
 static bool is_due(const struct loop_watch *watch, const struct packet *packet, uint64_t now_ns)
 {
@@ -82,6 +97,22 @@ static void arm(struct loop_watch *watch, const struct packet *packet, uint64_t 
     watch->returns = 0;
 }
 
+/* Whether a suspended rule's payload comes back although the rule does not send it. */
+static bool is_no_loop(const struct loop_watch *watch, const struct packet *packet, uint64_t now_ns)
+{
+    const uint64_t left_ns = watch->suspended_until_ns - now_ns;
+
+    return left_ns + LOOP_DRAIN_NS <= watch->suspension_s * UINT64_C(1000000000) && is_watched(watch, packet) &&
+           source_of(packet) == watch->returner;
+}
+
+static void acquit(struct loop_watch *watch, uint64_t now_ns)
+{
+    watch->acquitted = fingerprint(watch);
+    watch->suspended_until_ns = now_ns;
+    watch->suspension_s = 0;
+}
+
 static void suspend(struct loop_watch *watch, uint64_t now_ns)
 {
     const uint64_t second_ns = 1000000000;
@@ -101,8 +132,12 @@ enum loop_verdict loops_judge(struct loop_watch *watch, uint64_t rule, const str
 
     if (watch->rule != rule)
         *watch = (struct loop_watch){.rule = rule};
-    if (now_ns < watch->suspended_until_ns)
-        return LOOP_SUSPENDED;
+    if (now_ns < watch->suspended_until_ns) {
+        if (!is_no_loop(watch, packet, now_ns))
+            return LOOP_SUSPENDED;
+        acquit(watch, now_ns);
+        return LOOP_ACQUITTED;
+    }
     if (is_due(watch, packet, now_ns)) {
         arm(watch, packet, now_ns);
         return LOOP_NONE;
@@ -111,12 +146,12 @@ enum loop_verdict loops_judge(struct loop_watch *watch, uint64_t rule, const str
         return LOOP_NONE;
     source = source_of(packet);
     if (source == watch->source) {
-        watch->repeats++;
+        count_up(&watch->repeats);
     } else if (!watch->returns || source == watch->returner) {
         watch->returner = source;
-        watch->returns++;
+        count_up(&watch->returns);
     }
-    if (watch->returns < LOOP_RETURNS_MIN || !is_returning(watch))
+    if (watch->returns < LOOP_RETURNS_MIN || !is_returning(watch) || fingerprint(watch) == watch->acquitted)
         return LOOP_NONE;
     suspend(watch, now_ns);
     return LOOP_FOUND;

@@ -16,6 +16,9 @@
  * the next suspension is twice as long, 64 s at most; after the rule has been good for four times as long as it was
  * suspended for, it begins with 1 s again.
  *
+ * A loop falls silent when its rule is suspended. If half a second later the payload still comes back from there, it was
+ * none: the suspension ends, and that payload from that source is never held against the rule again.
+ *
  * Pure: the caller reads the clock. What is judged costs a cache line and a few comparisons; payloads are compared by
  * length and both ends.
  */
@@ -34,6 +37,7 @@ enum {
     LOOP_RETURNING_NS = 2000000000, /* the same for a payload that comes back as from a loop, but not often enough yet */
     LOOP_SUSPENSION_S = 1,        /* the first; far longer than queues take to drain */
     LOOP_SUSPENSION_MAX_S = 64,
+    LOOP_DRAIN_NS = 500000000,    /* into a suspension: what goes round has drained by then */
     LOOP_REST = 4,                /* suspensions' lengths without a loop, after which all is forgotten */
 };
 
@@ -46,8 +50,9 @@ struct loop_watch {
     uint32_t length;      /* of the payload */
     uint32_t source;      /* hash of its address */
     uint32_t returner;    /* likewise; if there were returns */
-    uint32_t repeats;
-    uint32_t returns;
+    uint32_t acquitted;   /* fingerprint of what is not held against the rule; 0: nothing */
+    uint16_t repeats;     /* these two up to UINT16_MAX */
+    uint16_t returns;
     uint8_t suspension_s; /* how long the last one was; 0: none to remember */
     bool is_armed;
 };
@@ -58,6 +63,7 @@ enum loop_verdict {
     LOOP_NONE,      /* forward the packet */
     LOOP_FOUND,     /* do not: the rule has just been suspended, until suspended_until_ns */
     LOOP_SUSPENDED, /* do not: it is suspended */
+    LOOP_ACQUITTED, /* forward it: this was no loop, and the rule is suspended no longer */
 };
 
 /* One watch for each rule counter; NULL if there is no memory. */

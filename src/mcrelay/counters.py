@@ -177,6 +177,9 @@ class Page:
         self._words[at + 3] = until_ns
         self._words[at + 2] += 1
 
+    def end_suspension(self, index: int, at_ns: int) -> None:
+        self._words[self._rule(index) + RULE_OWN + 3] = at_ns
+
     def count_output(self, index: int, size: int) -> None:
         at = self._output(index)
         self._words[at] += 1

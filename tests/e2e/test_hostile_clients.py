@@ -29,7 +29,7 @@ from tests.e2e.test_bad_input import MALFORMED, connect, frame, reply
 INPUT: Final = "239.1.1.1:5000"
 OUTPUT: Final = "239.2.2.2:6000"
 PING: Final = b'{"type":"ping","id":1}'
-ROUNDS: Final = 12
+ROUNDS: Final = 8
 USER: Final = 4711  # is in the socket's group, and is nobody else
 
 # What a client could leave undone for ever; it is told what, and closed.

@@ -7,7 +7,7 @@ import pytest
 from lab.namespaces import unsupported
 from lab.soak import soak
 
-SECONDS = 8.0
+SECONDS = 6.0
 
 
 def test_nothing_is_lost_and_nothing_grows() -> None:

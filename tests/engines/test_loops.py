@@ -109,20 +109,17 @@ class Loop:
         self._injector.send(*(frame(source, payload) for payload in payloads))
         self.sent += len(payloads)
 
-    def turn(self) -> None:
-        """Send back whatever has arrived."""
-        while payload := self._receiver.poll():
-            self.send(payload, source=RELAY)
-
     def until_suspended(self, times: int = 1) -> LoopFacts:
         """A sender and the other relay go on until the rule is suspended."""
         deadline = time.monotonic() + 20
         number = 0
         while (facts := self.bench.page.loop(0)).suspensions < times:
             assert time.monotonic() < deadline, "the loop was not found"
-            self.send(b"payload number %d goes round" % (number := number + 1))
-            for _ in range(20):
-                self.turn()
+            payload = b"payload number %d goes round" % (number := number + 1)
+            self.send(payload)
+            # Not what has arrived, which on a loaded machine takes longer than a loop's round may.
+            self.send(*[payload] * 40, source=RELAY)
+            self.bench.wait_received(self.sent)
         return facts
 
     def settle(self) -> None:
@@ -176,6 +173,29 @@ def test_a_loop_is_suspended_for_a_second_and_then_for_two(loop: Loop) -> None:
     assert (packets, dropped) == (forwarded, 0)
     assert forwarded + facts.looped == bench.page.totals()["received"] == loop.sent
     assert forwarded == bench.page.output(0)[0]
+
+
+def test_what_does_not_fall_silent_is_no_loop(loop: Loop, receiver: Receiver) -> None:
+    """Another source of the same payload that goes on although nothing is forwarded."""
+    page = loop.bench.page
+    loop.send(b"constant")
+    loop.send(*[b"constant"] * 32, source=RELAY)
+    loop.bench.wait_received(loop.sent)
+    first = page.loop(0)
+    assert (first.suspensions, first.looped) == (1, 1)
+    deadline = time.monotonic() + 20
+    while page.loop(0).suspended_until_ns == first.suspended_until_ns:
+        assert time.monotonic() < deadline, "it stays suspended"
+        loop.send(b"constant", source=RELAY)
+        loop.bench.wait_received(loop.sent)
+    assert page.loop(0).suspended_until_ns < first.suspended_until_ns
+    while receiver.poll():
+        pass
+    # From then on it is not held against the rule.
+    for _ in range(10):
+        loop.send(*[b"constant"] * 10, source=RELAY)
+        assert receiver.take(10) == [b"constant"] * 10
+    assert page.loop(0).suspensions == 1
 
 
 def test_a_suspension_is_the_rules_and_not_the_counters(loop: Loop, receiver: Receiver, injector: Injector) -> None:

@@ -235,7 +235,7 @@ static void test_suspensions(void)
         for (unsigned rest = 0; rest < 3; rest++)
             CHECK_EQUAL(pass(&watch, SENDER + rest, rest, now_ns + rest), LOOP_SUSPENDED);
         now_ns = watch.suspended_until_ns;
-        CHECK_EQUAL(pass(&watch, RELAY, 1, now_ns - 1), LOOP_SUSPENDED);
+        CHECK_EQUAL(pass(&watch, RELAY, 2, now_ns - 1), LOOP_SUSPENDED);
     }
     check_case("after less than four times as long");
     now_ns = circulate(&watch, 1, now_ns + 4 * 64 * SECOND - 33 * MS, MS, SECOND);
@@ -257,6 +257,39 @@ static void test_reused_counter(void)
     CHECK_EQUAL(loops_judge(&watch, RULE + 1, &packet, found + 2), LOOP_NONE);
     found = circulate(&watch, 1, found + 3, MS, SECOND);
     CHECK_EQUAL(watch.suspended_until_ns, found + SECOND); /* its first */
+}
+
+/* Two sources of one constant payload, one of them a hundred times as fast: as from a loop, but it does not fall silent. */
+static void test_acquittal(void)
+{
+    struct loop_watch watch = {0};
+    uint64_t began = circulate(&watch, 1, START, MS, SECOND), now_ns = began;
+
+    check_case("what goes on during a suspension");
+    CHECK(began);
+    for (; now_ns < began + LOOP_DRAIN_NS; now_ns += MS)
+        CHECK_EQUAL(pass(&watch, RELAY, 1, now_ns), LOOP_SUSPENDED);
+    CHECK_EQUAL(pass(&watch, RELAY, 1, now_ns), LOOP_ACQUITTED);
+    CHECK_EQUAL(watch.suspended_until_ns, now_ns);
+    for (uint64_t end = now_ns + 10 * SECOND; now_ns < end; now_ns += MS)
+        CHECK_EQUAL(pass(&watch, now_ns / MS % 100 ? RELAY : SENDER, 1, now_ns), LOOP_NONE);
+    /* Another payload is another matter, and its first suspension is a second's. */
+    now_ns = circulate(&watch, 2, now_ns + 2 * SECOND, MS, SECOND);
+    CHECK(now_ns);
+    CHECK_EQUAL(watch.suspended_until_ns, now_ns + SECOND);
+}
+
+/* Neither another payload, nor the same from another source, nor what drains shows that it was none. */
+static void test_no_acquittal(void)
+{
+    struct loop_watch watch = {0};
+    uint64_t began = circulate(&watch, 1, START, MS, SECOND);
+
+    check_case("what does not end a suspension");
+    CHECK_EQUAL(pass(&watch, RELAY, 1, began + LOOP_DRAIN_NS - 1), LOOP_SUSPENDED);
+    CHECK_EQUAL(pass(&watch, RELAY, 2, began + LOOP_DRAIN_NS), LOOP_SUSPENDED);
+    CHECK_EQUAL(pass(&watch, SENDER, 1, began + LOOP_DRAIN_NS), LOOP_SUSPENDED);
+    CHECK_EQUAL(pass(&watch, RELAY, 1, began + LOOP_DRAIN_NS), LOOP_ACQUITTED);
 }
 
 static void test_memory(void)
@@ -291,6 +324,8 @@ int main(void)
     test_next_payload();
     test_suspensions();
     test_reused_counter();
+    test_acquittal();
+    test_no_acquittal();
     test_memory();
     return 0;
 }

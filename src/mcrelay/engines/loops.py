@@ -17,6 +17,7 @@ WATCH_NS: Final = 10**9
 RETURNING_NS: Final = 2 * 10**9
 SUSPENSION_S: Final = 1
 SUSPENSION_MAX_S: Final = 64
+DRAIN_NS: Final = 5 * 10**8
 REST: Final = 4
 
 Rule = tuple[bytes, int, int]  # group, port, ingress
@@ -26,6 +27,7 @@ class Verdict(enum.Enum):
     NONE = enum.auto()  # forward the packet
     FOUND = enum.auto()  # do not: the rule has just been suspended
     SUSPENDED = enum.auto()  # do not: it is suspended
+    ACQUITTED = enum.auto()  # forward it: this was no loop, and the rule is suspended no longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +81,15 @@ class Watch:
 
     rule: Rule
     watched: Watched | None = None
+    suspect: Watched | None = None  # for which it is suspended
+    acquitted: tuple[Look, bytes | None] | None = None
     suspended_until_ns: int = 0
     suspension_s: int = 0  # how long the last one was; 0: none to remember
 
     def judge(self, payload: memoryview, source: bytes, now_ns: int) -> Verdict:
-        if now_ns < self.suspended_until_ns:
-            return Verdict.SUSPENDED
         look = Look.of(payload)
+        if now_ns < self.suspended_until_ns:
+            return self._judge_suspended(look, source, now_ns)
         watched = self.watched
         if watched is None or watched.is_over(source, now_ns):
             self.watched = Watched(look, source, now_ns)
@@ -93,10 +97,21 @@ class Watch:
         if look != watched.look:
             return Verdict.NONE
         watched.count(source)
-        if watched.returns < RETURNS_MIN or not watched.is_returning:
+        found = watched.returns >= RETURNS_MIN and watched.is_returning
+        if not found or (watched.look, watched.returner) == self.acquitted:
             return Verdict.NONE
         self._suspend(now_ns)
         return Verdict.FOUND
+
+    def _judge_suspended(self, look: Look, source: bytes, now_ns: int) -> Verdict:
+        suspect, began_ns = self.suspect, self.suspended_until_ns - self.suspension_s * 10**9
+        assert suspect is not None
+        if now_ns < began_ns + DRAIN_NS or (look, source) != (suspect.look, suspect.returner):
+            return Verdict.SUSPENDED
+        self.acquitted = look, source
+        self.suspended_until_ns = now_ns
+        self.suspension_s = 0
+        return Verdict.ACQUITTED
 
     def _suspend(self, now_ns: int) -> None:
         if now_ns - self.suspended_until_ns >= REST * self.suspension_s * 10**9:
@@ -104,7 +119,7 @@ class Watch:
         else:
             self.suspension_s = min(2 * self.suspension_s, SUSPENSION_MAX_S)
         self.suspended_until_ns = now_ns + self.suspension_s * 10**9
-        self.watched = None
+        self.watched, self.suspect = None, self.watched
 
 
 class Loops:

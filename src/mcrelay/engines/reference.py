@@ -393,6 +393,9 @@ class ReferenceEngine:
         verdict = watch.judge(packet.payload, packet.source, self._now_ns)
         if verdict is Verdict.NONE:
             return True
+        if verdict is Verdict.ACQUITTED:
+            self._page.end_suspension(entry.counter, watch.suspended_until_ns)
+            return True
         if verdict is Verdict.FOUND:
             self._page.suspend_rule(entry.counter, watch.suspended_until_ns)
         self._page.count_dropped(REASON["loop"], count)
