@@ -114,7 +114,11 @@ def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     help="How long a packet may wait for others at high rates, which then cost less together; 0: none waits.",
 )
 @click.option("--busy-poll", is_flag=True, help="Never sleep: a whole core per worker for the lowest latency.")
-@click.option("--no-restore", is_flag=True, help="Start without the rules that the last daemon on this socket had.")
+@click.option(
+    "--no-restore",
+    is_flag=True,
+    help="Start without the rules that the last daemon on this socket had; they are kept in SOCKET.state.old.",
+)
 @click.option("--debug", is_flag=True, help="Log more, and report whatever blocks an event loop.")
 def run(
     path: str,
@@ -398,10 +402,11 @@ def restart_worker(index: int, as_json: bool, path: str) -> None:
 @_socket_option
 def upgrade(as_json: bool, path: str) -> None:
     """Have the program, as it is installed now, take the place of the running daemon. Nothing is lost: sockets, rules
-    and counters go on. If the new one does not become ready, the old one carries on. SIGUSR2 does the same.
+    and counters go on. If the new one does not become ready, the old one carries on. SIGUSR2 does the same. The new one
+    is another process: whoever ran the old one in the foreground sees that end.
 
     \b
-    Example: apt install ./mcrelay.deb && mcrelay upgrade
+    Example: mcrelay upgrade
     """
     with Client(path) as client:
         upgraded = client.upgrade()

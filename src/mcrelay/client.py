@@ -6,7 +6,9 @@
         relay.remove(rule.rule.id)
 
 Every call waits for its answer and raises mcrelay.errors.Error with the daemon's reason if it was refused. Owns one
-connection, is used by one thread at a time.
+connection, is used by one thread at a time. If the connection is lost, as when the daemon's control plane is replaced
+or the daemon upgraded, a call that only reads connects anew and asks again; one that changes something fails, since it
+may have been done, and the next call connects anew.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -55,6 +58,9 @@ TIMEOUT_S: Final = 15.0
 UPGRADE_S: Final = 35.0  # for the new daemon to start and take over, or not
 NAMES_PER_FRAME: Final = 8000  # of 64 characters
 READ_SIZE: Final = 64 * 1024
+AGAIN_FOR_S: Final = 3.0  # how long there may be nobody after a connection was lost
+AGAIN_S: Final = 0.05
+READING: Final = (Ping, GetVersion, ListRules, GetStats, GetWorkers)
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -64,7 +70,13 @@ class Client:
 
     def __init__(self, path: str = DEFAULT_SOCKET, *, timeout_s: float = TIMEOUT_S) -> None:
         self._path = path
+        self._timeout_s = timeout_s
         self._last_id = 0
+        self._connect()
+
+    def _connect(self) -> None:
+        path, timeout_s = self._path, self._timeout_s
+        self._is_lost = False
         self._codec = Codec("client", "control", "client")
         self._reader = FrameReader()
         self._frames: list[bytes | Malformed] = []
@@ -194,6 +206,30 @@ class Client:
         return self._last_id
 
     def _ask(self, request: Message | Sequence[Message], expect: type[Reply]) -> Reply:
+        if self._is_lost:
+            self._connect_again()
+        try:
+            return self._ask_once(request, expect)
+        except Unavailable:
+            if not self._is_lost or not isinstance(request, READING):
+                raise
+        self._connect_again()
+        return self._ask_once(request, expect)
+
+    def _connect_again(self) -> None:
+        """As soon as there is somebody, for a while."""
+        deadline = time.monotonic() + AGAIN_FOR_S
+        self._sock.close()
+        while True:
+            try:
+                self._connect()
+                return
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(AGAIN_S)
+
+    def _ask_once(self, request: Message | Sequence[Message], expect: type[Reply]) -> Reply:
         request_id = self._last_id
         try:
             frame = b"".join(map(encode, [request] if isinstance(request, Message) else request))
@@ -211,6 +247,7 @@ class Client:
             self.close()  # half a frame may be under way
             raise Unavailable(f"the daemon at {self._path} does not answer", "its log says more") from None
         except OSError as error:
+            self._is_lost = True
             raise Unavailable(f"lost the daemon at {self._path}: {error.strerror}", "try again") from None
         if isinstance(reply, Failure):
             raise Error(reply.message, reply.hint, code=reply.code)
@@ -222,6 +259,7 @@ class Client:
         while not self._frames:
             data = self._sock.recv(READ_SIZE)
             if not data:
+                self._is_lost = True
                 raise Unavailable(f"the daemon at {self._path} closed the connection", "try again")
             self._frames.extend(self._reader.feed(data))
         frame = self._frames.pop(0)

@@ -252,6 +252,8 @@ class ControlPlane:
         check_generation(message.expect, self._table.generation)
         rules = [parse_rule(text.input, text.outputs, text.name) async for text in in_turns(message.add)]
         gone = list(dict.fromkeys(self._table.rules.find(name) for name in message.remove))
+        if not rules and not gone:  # nothing that anybody has to know
+            return Changed(id=message.id, generation=self._table.generation, added=0, removed=0, workers=0)
         applied = await self._apply(rules, gone, message.expect)
         return Changed(
             id=message.id,

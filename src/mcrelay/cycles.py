@@ -40,7 +40,7 @@ def check_no_cycle(added: Iterable[Rule], find: Find, heard: Heard) -> None:
             if counts and component[fed.id] == component[rule.id] and (culprit := culprits.get(component[rule.id])):
                 raise RuleError(
                     f"rule {culprit.label} closes a cycle: {_spell(_cycle_by(feed, component, find, heard))}",
-                    "leave one of them out; to relay one group both ways, keep its address and port",
+                    "send to another group, port or interface",
                 )
 
 
@@ -112,9 +112,14 @@ def _cycle_by(first: Feed, component: dict[str, int], find: Find, heard: Heard) 
 
 
 def _spell(cycle: list[Feed]) -> str:
-    """From a rule's input by way of each output to that input again."""
-    parts = [f"{output} (rule {rule.label})" for rule, output, _fed, _counts in cycle]
+    """Each rule with the output that feeds the next one."""
+    parts = [_spell_feed(feed) for feed in cycle]
     if len(parts) > SHOWN_MAX:
         parts[SHOWN_MAX - 1 : -1] = [f"{len(parts) - SHOWN_MAX} more"]
-    start = str(cycle[0][0].input)
-    return " -> ".join([start, *parts, start])
+    return ", ".join(parts)
+
+
+def _spell_feed(feed: Feed) -> str:
+    rule, output, fed, _counts = feed
+    heard = f", heard at {fed.input.interface}" if fed.input.interface != output.interface else ""
+    return f"{rule.input} -> {output}{heard} (rule {rule.label})"

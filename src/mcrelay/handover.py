@@ -110,7 +110,11 @@ class Successor:
             Codec("handover_sock", "successor", "supervisor"),
             lambda message, _descriptors: self._said.put_nowait(message),
             lambda reason: self._said.put_nowait(
-                Failed(code="system", message="it ended before it was ready", hint="its messages say why")
+                Failed(
+                    code="system",
+                    message="it ended before it was ready",
+                    hint="its messages say why; the old one goes on",
+                )
             ),
         )
 
@@ -137,7 +141,7 @@ class Successor:
         except TimeoutError:
             raise SystemRefusal(f"the new daemon {what} within {seconds:.0f} s", "its messages say more") from None
         except ConnectionError:
-            raise SystemRefusal("the new daemon ended before it was ready", "its messages say why") from None
+            raise SystemRefusal("the new daemon ended before it was ready", "the old one goes on") from None
 
     async def _expect(self, kind: type[Message]) -> None:
         message = await self._said.get()

@@ -39,7 +39,7 @@ class StateFile:
     """Of the daemon with this clients' socket."""
 
     def __init__(self, socket: str) -> None:
-        self.path = Path(socket).with_suffix(".state")
+        self.path = Path(f"{socket}.state")
         self._latest: tuple[int, Sequence[RuleRecord]] = -1, ()  # generation and what it consists of
         self._saved = -1  # generation
         self._writing = asyncio.Lock()
@@ -60,7 +60,20 @@ class StateFile:
                 await asyncio.to_thread(write_whole, self.path, content)
             except OSError as error:
                 log.warning("the rules will not survive this daemon: cannot write %s: %s", self.path, error.strerror)
-            self._saved = current
+            else:
+                self._saved = current
+
+    def set_aside(self) -> None:
+        """Keep what the last daemon left under another name: it is not used, and will be overwritten."""
+        aside = self.path.with_name(f"{self.path.name}.old")
+        try:
+            self.path.rename(aside)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.warning("cannot keep %s as %s: %s", self.path, aside, error.strerror)
+        else:
+            log.info("the former rules are kept in %s", aside)
 
     def load(self) -> Saved | None:
         """What the last daemon left; None if there was none. SystemRefusal if it is not to be trusted or to be read."""

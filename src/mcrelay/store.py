@@ -29,7 +29,7 @@ PREFIX: Final = "mcrelay"
 
 
 def _path(socket: str) -> Path:
-    return Path(socket).with_suffix(".sockets")
+    return Path(f"{socket}.sockets")
 
 
 def _name(message: int, descriptor: int) -> str:

@@ -167,6 +167,8 @@ class Supervisor:
                         await self._active.take_over()
                 elif self._options.restore:
                     await self._restore()
+                else:
+                    self._state.set_aside()
                 if self._predecessor:
                     self._predecessor.took_over()
                 self._is_settled = True
@@ -196,6 +198,7 @@ class Supervisor:
             saved = self._state.load()
         except SystemRefusal as error:
             log.error("%s", error)
+            self._state.set_aside()
             return
         if not saved or not saved.rules:
             return
@@ -208,6 +211,8 @@ class Supervisor:
                     await self._active.apply([record], [])
                 except Error as error:
                     log.error("cannot restore rule %s: %s", record.name or record.input, error)
+        # The whole, since the control plane must know which counters are taken.
+        self._record(self._active.records(), (), snapshot=True)
         log.info(
             "restored %d of %d rules from %s; --no-restore starts without them",
             len(self._active),
@@ -289,6 +294,8 @@ class Supervisor:
                 log.error("unexpected: %r", end)
         self._spare.close()
         await self._active.rest()
+        if not self._is_anothers():
+            await self._state.save(self._active.generation)  # should it have failed before
         if self._is_anothers() or self._keep_for_next():
             self._listener.leave()
         else:

@@ -25,7 +25,7 @@ REFUSED: dict[str, tuple[list[str], int, list[str]]] = {
     "not an address": (["239.1.1:5000%in0", "239.2.2.2:6000%out0"], 65, ["'239.1.1'", "239.1.1.1"]),
     "IPv6": (["[ff3e::1]:5000%in0", "239.2.2.2:6000%out0"], 65, ["IPv6 is not supported yet"]),
     "a loop": (["239.1.1.1:5000%in0", "239.1.1.1:5000%in0"], 65, ["feed itself"]),
-    "a cycle": (["239.2.2.7:6000%out0", "239.1.1.7:5000%in0"], 65, ["closes a cycle", "(rule first)", "both ways"]),
+    "a cycle": (["239.2.2.7:6000%out0", "239.1.1.7:5000%in0"], 65, ["closes a cycle", "(rule first)", "another group"]),
     "duplicate input": (["239.1.1.7:5000%in0", "239.2.2.2:6000%out0"], 65, ["already belongs to rule first"]),
     "duplicate name": (["239.1.1.1:5000%in0", "239.2.2.2:6000%out0", "--name", "first"], 65, ["'first'"]),
     "empty name": (["239.1.1.1:5000%in0", "239.2.2.2:6000%out0", "--name", ""], 65, ["empty"]),

@@ -260,6 +260,19 @@ def test_a_worker_that_hangs_is_replaced(daemon: Daemon, line: RelayLine) -> Non
     assert receiver.result().lost == 0
 
 
+def test_a_client_connects_anew_when_the_control_plane_was_replaced(daemon: Daemon) -> None:
+    with daemon.client() as client:
+        client.add(f"{INPUT}%in0", [f"{OUTPUT}%out0"], "feed")
+        os.kill(daemon.pids()["control"], signal.SIGKILL)
+        assert [rule.name for rule in client.rules()] == ["feed"]
+        wait_until(lambda: "control is back" in daemon.log, 10)
+        os.kill(daemon.pids()["control"], signal.SIGKILL)
+        with pytest.raises(Error, match=r"lost the daemon|closed the connection"):
+            client.remove("feed")  # it may have been done
+        client.remove("feed")
+        assert client.rules() == ()
+
+
 def test_a_control_plane_that_hangs_is_replaced(daemon: Daemon) -> None:
     daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
     former = daemon.pids()["control"]

@@ -69,13 +69,15 @@ def test_rules_are_back_after_a_stop_unless_told_not_to(start: StartDaemon, line
     with Daemon(line.relay, directory=tmp_path) as daemon:
         assert names(daemon) == ["feed"]
         assert daemon.json("stats")["generation"] > generation  # no number is used twice
+        daemon.run("add", "239.1.1.9:5000%in0", f"{OUTPUT}%out0", "--name", "another")  # counted by itself
+        daemon.run("remove", "another")
     with Daemon(line.relay, "--no-restore", directory=tmp_path) as daemon:
         assert names(daemon) == []
         daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "other")
     with Daemon(line.relay, directory=tmp_path) as daemon:
         assert names(daemon) == ["other"]
-    assert sorted(os.listdir(tmp_path)) == ["control.state"]
-    assert (tmp_path / "control.state").stat().st_mode & 0o777 == 0o600
+    assert sorted(os.listdir(tmp_path)) == ["control.sock.state", "control.sock.state.old"]
+    assert (tmp_path / "control.sock.state").stat().st_mode & 0o777 == 0o600
 
 
 def record(number: int, **fields: Any) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def record(number: int, **fields: Any) -> dict[str, Any]:
 def test_what_cannot_be_restored_is_told_and_does_no_harm(
     line: RelayLine, tmp_path: Path, rules: list[dict[str, Any]], words: str, restored: list[str]
 ) -> None:
-    path = tmp_path / "control.state"
+    path = tmp_path / "control.sock.state"
     path.write_text(json.dumps({"format": FORMAT, "generation": 5, "rules": rules}))
     path.chmod(0o600)
     with Daemon(line.relay, "--workers", "1", directory=tmp_path) as daemon:

@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_told_and_not_used(line: RelayLine, manager: Manage
             pytest.skip("there is one core")
         options = ("--workers", "1")
     else:
-        (tmp_path / "control.sockets").unlink()
+        (tmp_path / "control.sock.sockets").unlink()
     second = run(line, manager, tmp_path, *options).__enter__()
     assert "cannot go on with the sockets that were kept" in second.log
     assert [rule["name"] for rule in second.json("list")["rules"]] == ["feed"]  # from the state file

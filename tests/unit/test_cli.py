@@ -237,7 +237,7 @@ HELP = {
     "stats": "mcrelay stats [OPTIONS]",
     "workers": "mcrelay workers [OPTIONS]",
     "restart-worker": "Example: mcrelay restart-worker 0",
-    "upgrade": "&& mcrelay upgrade",
+    "upgrade": "Example: mcrelay upgrade",
     "ping": "mcrelay ping [OPTIONS]",
     "version": "mcrelay version [OPTIONS]",
     "send": "Example: mcrelay send 239.1.1.1:5000%eth0",

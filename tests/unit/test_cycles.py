@@ -32,8 +32,8 @@ CYCLES: dict[str, tuple[list[str], Heard, str]] = {
     "two rules that translate": (
         ["a 239.1.1.1:5000%eth0 239.2.2.2:6000%eth1", "b 239.2.2.2:6000%eth1 239.1.1.1:5000%eth0"],
         {},
-        "rule b closes a cycle: 239.2.2.2:6000%eth1 -> 239.1.1.1:5000%eth0 (rule b) -> 239.2.2.2:6000%eth1 (rule a)"
-        " -> 239.2.2.2:6000%eth1",
+        "rule b closes a cycle: 239.2.2.2:6000%eth1 -> 239.1.1.1:5000%eth0 (rule b),"
+        " 239.1.1.1:5000%eth0 -> 239.2.2.2:6000%eth1 (rule a)",
     ),
     "one of two outputs": (
         ["a 239.1.1.1:1%e 10.0.0.1:1%f 239.1.1.2:1%e", "b 239.1.1.2:1%e 10.0.0.2:1%f 239.1.1.1:1%e"],
@@ -45,7 +45,11 @@ CYCLES: dict[str, tuple[list[str], Heard, str]] = {
         {},
         "rule c closes a cycle",
     ),
-    "both ends of a veth pair": (["a 239.1.1.1:1%v0 239.1.1.1:1%v1"], {"v0": ["v1"], "v1": ["v0"]}, "(rule a)"),
+    "both ends of a veth pair": (
+        ["a 239.1.1.1:1%v0 239.1.1.1:1%v1"],
+        {"v0": ["v1"], "v1": ["v0"]},
+        "%v1, heard at v0 (rule a)",
+    ),
     "the loopback": (
         ["a 239.1.1.1:1%lo 239.1.1.1:1%eth0", "b 239.1.1.1:1%eth0 239.1.1.1:1%lo"],
         {"lo": ["lo"]},

@@ -41,7 +41,7 @@ def test_what_was_saved_last_is_what_is_loaded(tmp_path: Path) -> None:
     loaded = state.load()
     assert loaded is not None
     assert (loaded.generation, loaded.rules) == (3, (record(2),))
-    assert os.listdir(tmp_path) == ["control.state"]
+    assert os.listdir(tmp_path) == ["control.sock.state"]
     assert state.path.stat().st_mode & 0o777 == 0o600
 
 
@@ -114,7 +114,7 @@ STRANGE: Final[dict[str, tuple[bytes, Callable[[Path], object], str]]] = {
 def test_a_file_that_is_not_as_it_should_be_is_refused(
     tmp_path: Path, strange: bytes, spoil: Callable[[Path], object], words: str
 ) -> None:
-    path = tmp_path / "control.state"
+    path = tmp_path / "control.sock.state"
     path.write_bytes(strange)
     path.chmod(0o600)
     spoil(path)
