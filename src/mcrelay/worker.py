@@ -23,7 +23,7 @@ from mcrelay.messages import Message, Start
 
 log = logging.getLogger(__name__)
 
-SLOW_CALLBACK_S: Final = 0.5  # what --debug reports as blocking an event loop; wall time, on a machine that may be busy
+SLOW_CALLBACK_S: Final = 1.0  # what --debug reports as blocking an event loop; wall time, on a machine that may be busy
 
 
 class Worker(Protocol):
