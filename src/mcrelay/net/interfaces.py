@@ -6,7 +6,9 @@ Knows nothing of rules. pyroute2 speaks the protocol (rtnetlink(7)).
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -28,6 +30,7 @@ LINK_HEADERS: Final = {1: 14, 772: 14, 65534: 0}
 LOOPBACK: Final = 772
 RETRY_S: Final = 0.1
 KNOWN_S: Final = 5.0
+SWEEP_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ class Interfaces:
         self._refreshing = asyncio.Lock()
         self._missed: list[Any] = []  # notifications that came during a refresh
         self._known = asyncio.Event()
+        self._swept = time.monotonic()
         self._watching: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -108,11 +112,20 @@ class Interfaces:
                     while True:
                         async for message in netlink.get():  # ends after each batch
                             self._notified(message)
+                        self._sweep()
             except OSError as error:  # ENOBUFS: more came than the socket holds
                 log.warning("lost notifications about interfaces (%s): asking anew", error.strerror)
             except Exception:  # of the library, or of what the kernel said: the watch goes on
                 log.exception("cannot read a notification about interfaces: asking anew")
             await asyncio.sleep(RETRY_S)
+
+    def _sweep(self) -> None:
+        """The library's messages refer to themselves, and grow old before the collector looks at them: let go of them
+        now and then, which takes some ten milliseconds."""
+        now = time.monotonic()
+        if now - self._swept > SWEEP_S:
+            self._swept = now
+            gc.collect()
 
     def _notified(self, message: Any) -> None:
         self._apply(message)
