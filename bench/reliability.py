@@ -98,32 +98,32 @@ def successor(daemon: Daemon, former: int, name: str = "data/0") -> None:
     wait_until(is_there, DEADLINE_S, f"{name} has no successor, or there is no spare that waits")
 
 
-def killed_workers(line: RelayLine, rate: int) -> str:
+def again_and_again(line: RelayLine, rate: int, name: str, act: Callable[[Daemon, int], object]) -> str:
+    """Do something to the process of this name, and wait for its successor, TIMES times: the account."""
     with flow(line, rate) as under_way:
         for _ in range(TIMES):
-            former = under_way.daemon.pids()["data/0"]
-            os.kill(former, signal.SIGKILL)
-            successor(under_way.daemon, former)
-        return f"{TIMES} kills: {account(under_way.end())}"
+            former = under_way.daemon.pids()[name]
+            act(under_way.daemon, former)
+            successor(under_way.daemon, former, name)
+            assert len(under_way.daemon.json("list")["rules"]) == 1
+        return account(under_way.end())
+
+
+def kill(daemon: Daemon, pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def killed_workers(line: RelayLine, rate: int) -> str:
+    return f"{TIMES} kills: {again_and_again(line, rate, 'data/0', kill)}"
 
 
 def replaced_workers(line: RelayLine, rate: int) -> str:
-    with flow(line, rate) as under_way:
-        for _ in range(TIMES):
-            former = under_way.daemon.pids()["data/0"]
-            under_way.daemon.run("restart-worker", "0")
-            successor(under_way.daemon, former)
-        return f"{TIMES} replacements: {account(under_way.end())}"
+    account_of_it = again_and_again(line, rate, "data/0", lambda daemon, _pid: daemon.run("restart-worker", "0"))
+    return f"{TIMES} replacements: {account_of_it}"
 
 
 def killed_control_planes(line: RelayLine, rate: int) -> str:
-    with flow(line, rate) as under_way:
-        for _ in range(TIMES):
-            former = under_way.daemon.pids()["control"]
-            os.kill(former, signal.SIGKILL)
-            successor(under_way.daemon, former, "control")
-            assert len(under_way.daemon.json("list")["rules"]) == 1
-        return f"{TIMES} kills, clients served again after each: {account(under_way.end())}"
+    return f"{TIMES} kills, clients served again after each: {again_and_again(line, rate, 'control', kill)}"
 
 
 def stopped_worker(line: RelayLine, rate: int) -> str:

@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +39,7 @@ from mcrelay.messages import (
     RuleRecord,
     TookOver,
 )
+from mcrelay.spare import start_by
 
 log = logging.getLogger(__name__)
 
@@ -88,25 +88,12 @@ class Successor:
     """The new daemon, as the old one sees it. SystemRefusal if it cannot be started."""
 
     def __init__(self) -> None:
-        own, theirs = socket.socketpair()
-        with theirs:
-            try:
-                self._pid = process.spawn_successor(theirs)
-            except BaseException:
-                own.close()
-                raise
-        try:
-            self._pidfd = os.pidfd_open(self._pid)
-        except OSError:
-            own.close()
-            os.kill(self._pid, signal.SIGKILL)  # ours, and not reaped: nobody else can have this pid
-            os.waitpid(self._pid, 0)
-            raise
+        self._started = start_by(process.spawn_successor)
         self._loop = asyncio.get_running_loop()
         self._said: asyncio.Queue[Message] = asyncio.Queue()
         self._channel = Channel(
             "handover_sock",
-            own,
+            self._started.sock,
             Codec("handover_sock", "successor", "supervisor"),
             lambda message, _descriptors: self._said.put_nowait(message),
             lambda reason: self._said.put_nowait(
@@ -131,7 +118,7 @@ class Successor:
         async with self._deadline("does not take over", TAKE_OVER_S):
             self._channel.send(Proceed())
             await self._expect(TookOver)
-        return self._pid
+        return self._started.pid
 
     @contextlib.asynccontextmanager
     async def _deadline(self, what: str, seconds: float) -> AsyncIterator[None]:
@@ -153,15 +140,12 @@ class Successor:
     def leave(self) -> None:
         """It lives on without us."""
         self._channel.close()
-        os.close(self._pidfd)
+        os.close(self._started.pidfd)
 
     def end(self) -> None:
         """It is not to be."""
         self._channel.close()
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-        os.close(self._pidfd)
+        self._started.end()
 
 
 class Predecessor:

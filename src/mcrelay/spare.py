@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,16 +46,27 @@ class Started:
 
 def start(module: str, arguments: Sequence[str], *, prefer: bool) -> Started:
     """Start a worker's process, preferred to others on its core or not. SystemRefusal or OSError if that cannot be."""
+
+    def spawn(end: socket.socket) -> int:
+        pid = process.spawn(module, arguments, end)
+        if prefer:
+            process.prioritise(pid)
+        return pid
+
+    return start_by(spawn)
+
+
+def start_by(spawn: Callable[[socket.socket], int]) -> Started:
+    """Start a process by `spawn`, which gives it this end of a socket pair and returns its pid. What `spawn` raises, or
+    OSError."""
     own, theirs = socket.socketpair()
     try:
-        pid = process.spawn(module, arguments, theirs)
+        pid = spawn(theirs)
     except BaseException:
         own.close()
         raise
     finally:
         theirs.close()
-    if prefer:
-        process.prioritise(pid)
     try:
         return Started(pid, os.pidfd_open(pid), own)
     except BaseException:

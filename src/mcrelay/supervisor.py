@@ -378,7 +378,7 @@ class Supervisor:
                 raise Busy(f"{child.name} does not come back", "the daemon's log says more") from None
             reply = Replaced(id=request.id, pid=child.pid or 0)
         except Error as error:
-            reply = Refused(id=request.id, code=error.code, message=error.message, hint=error.hint)
+            reply = _refused(request.id, error)
         if asker.restarts == life:
             asker.tell("request_sock", reply)
 
@@ -394,7 +394,7 @@ class Supervisor:
             refusal = error if isinstance(error, Error) else SystemRefusal(f"cannot start a daemon: {error}")
             log.error("no upgrade: %s", refusal)
             if request:
-                reply = Refused(id=request.id, code=refusal.code, message=refusal.message, hint=refusal.hint)
+                reply = _refused(request.id, refusal)
         else:
             log.info("process %d has taken over", pid)
             self._stopping.set()
@@ -537,7 +537,7 @@ class Supervisor:
             self._spawn_task(self._active.replenish())
             reply = Applied(id=request.id, generation=self._active.generation, workers=workers)
         except Error as error:
-            reply = Refused(id=request.id, code=error.code, message=error.message, hint=error.hint)
+            reply = _refused(request.id, error)
         except Exception as error:
             log.exception("cannot apply a change")
             reply = Refused(id=request.id, code="internal", message=f"unexpected: {error!r}"[:4096], hint="see the log")
@@ -565,3 +565,7 @@ class Supervisor:
                 ),
             )
             snapshot, removed = False, ()
+
+
+def _refused(request_id: int, error: Error) -> Refused:
+    return Refused(id=request_id, code=error.code, message=error.message, hint=error.hint)
