@@ -1,7 +1,7 @@
 """Measure mcrelay beside other relays.
 
     python -m bench [--mode quick|full] [--relays a,b] [--only NAME,...] [--json FILE] [--chart FILE.svg]
-                    [--markdown FILE] [--repeat N] [--steering relay|sender]
+                    [--markdown FILE] [--repeat N] [--steering relay|sender] [--before PROGRAM]
 
 Progress is on standard error, the result on standard output. Ctrl-C ends it with what has been measured so far, and
 leaves nothing behind.
@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from bench import chart, course, report
 from bench.network import RELAY_CORE, STEERINGS
-from bench.relays import RELAYS
+from bench.relays import RELAYS, McrelayBefore
 from bench.samples import PROFILES, Profile, Results, environment
 from lab.namespaces import unsupported
 
@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.repeat:
         profile = replace(profile, repeat=options.repeat)
     names = options.relays or profile.relays
+    if options.before:
+        McrelayBefore.program = options.before
+        names = [*names, McrelayBefore.name]
     chosen = {"mode": options.mode, "relays": list(names), "repeat": profile.repeat, "steering": options.steering}
     results = Results(environment({**chosen, "only": options.only}, course.busy_before()))
     progress = Progress()
@@ -80,6 +83,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=STEERINGS[0],
         help="whose core does the relay's ingress work below its socket (default: %(default)s)",
     )
+    parser.add_argument("--before", metavar="PROGRAM", help="another version's mcrelay, measured beside this one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything, for programs")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the tables, for the documentation")
     parser.add_argument("--chart", type=Path, metavar="FILE.svg", help="loss and processor time against offered load")

@@ -32,6 +32,13 @@ MEASUREMENTS: Final[dict[str, Measurement]] = {
     "delays": delays,
 }
 WITHOUT_RELAY: Final = ("load", "latency")
+FEATURES: Final = (
+    "mcrelay-before",
+    "mcrelay-source-keep",
+    "mcrelay-unicast",
+    "mcrelay-unicast-source-keep",
+    "mcrelay-prefix",
+)
 OURS: Final = ("noise", "apply")  # measured of mcrelay only
 
 
@@ -49,7 +56,7 @@ class Setting:
     runs: bool = True  # the generator may send several datagrams of a flow in one call
 
     def takes(self, relay: type[Relay]) -> bool:
-        return not self.relays or relay.name in self.relays
+        return relay.name in self.relays or not (self.relays or relay.special)
 
 
 def settings(profile: Profile) -> list[Setting]:
@@ -64,10 +71,12 @@ def settings(profile: Profile) -> list[Setting]:
     course += [
         Setting("idle-rules", ("throughput", "memory"), rules=n, relays=many) for n in profile.idle_rules if n > 1
     ]
+    # On one core with all that the relay causes: the generator of the line would be the bound.
+    course.append(Setting("features", ("throughput",), relays=("mcrelay", *FEATURES), steering="relay"))
     return course
 
 
-ONLY: Final = sorted({*MEASUREMENTS, "steering", "outputs", "rules", "idle-rules"})
+ONLY: Final = sorted({*MEASUREMENTS, "steering", "outputs", "rules", "idle-rules", "features"})
 
 
 def selected(course: Iterable[Setting], only: Sequence[str]) -> list[Setting]:

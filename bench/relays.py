@@ -50,6 +50,7 @@ class Relay:
     changes = False  # whether rules can be added and removed while it runs
     runs = False  # whether it sends runs of datagrams in one call, so that segmentation matters
     slow = False  # left out of what takes a fast one
+    special = False  # measured only in settings that name it
 
     def __init__(self, network: Network, rules: Sequence[Rule]) -> None:
         self.network = network
@@ -181,6 +182,71 @@ class McrelayReference(Mcrelay):
     slow = True
 
 
+class McrelayBefore(Mcrelay):
+    """Another version's program, by --before."""
+
+    name = "mcrelay-before"
+    special = True
+    program: str | None = None
+
+    @classmethod
+    def missing(cls) -> str | None:
+        return super().missing() or (None if cls.program else "no program: --before PATH")
+
+    def start(self) -> None:
+        assert self.program
+        daemon = Daemon(self.network.relay, "--cores", str(RELAY_CORE), program=[self.program])
+        self.daemon = self.stack.enter_context(daemon)
+        self.client = self.stack.enter_context(daemon.client())
+        self.apply(self.rules)
+
+
+class McrelaySourceKept(Mcrelay):
+    """The copies have the packets' source address and port."""
+
+    name = "mcrelay-source-keep"
+    special = True
+
+    def _text(self, rule: Rule) -> tuple[str, list[str]]:
+        given, outputs = super()._text(rule)
+        return given, [f"{output},source=keep" for output in outputs]
+
+
+class McrelayUnicast(Mcrelay):
+    """To hosts."""
+
+    name = "mcrelay-unicast"
+    special = True
+
+    def _text(self, rule: Rule) -> tuple[str, list[str]]:
+        given, outputs = super()._text(rule)
+        hosts = [f"10.{number + 1}.0.2" for number in range(len(outputs))]
+        return given, [f"{host}:{output.rpartition(':')[2]}" for host, output in zip(hosts, outputs, strict=True)]
+
+
+class McrelaySourceKeptUnicast(McrelayUnicast):
+    name = "mcrelay-unicast-source-keep"
+
+    def _text(self, rule: Rule) -> tuple[str, list[str]]:
+        given, outputs = super()._text(rule)
+        return given, [f"{output},source=keep" for output in outputs]
+
+
+class McrelayPrefix(Mcrelay):
+    """A rule for a prefix and any port, and many exact rules beside it that take nothing of the traffic."""
+
+    name = "mcrelay-prefix"
+    special = True
+    beside = 10_000
+
+    def apply(self, rules: Sequence[Rule]) -> None:
+        network = f"{GROUP.rpartition('.')[0].rpartition('.')[0]}.0.0/16"
+        follow = [f"=:=%{egress}" for egress in self.network.egresses[: rules[0].outputs]]
+        first = IPv4Address("239.128.0.0")
+        exact = [(f"{first + n}:{PORT}%{INGRESS}", [f"{first + n}:{PORT}%out0"], None) for n in range(self.beside)]
+        self.client.change(add=[*exact, (f"{network}:*%{INGRESS}", follow, None)])
+
+
 class Kernel(Relay):
     """Multicast forwarding by the kernel, its routes set by smcroute."""
 
@@ -295,6 +361,11 @@ RELAYS: Final[dict[str, type[Relay]]] = {
         McrelayBusyPoll,
         McrelayRecv,
         McrelayReference,
+        McrelayBefore,
+        McrelaySourceKept,
+        McrelayUnicast,
+        McrelaySourceKeptUnicast,
+        McrelayPrefix,
         Kernel,
         Socat,
         Mcr,

@@ -87,6 +87,17 @@ def _share_of_one_flow(**different: str | int | float) -> Callable[[Results], tu
     return value
 
 
+def _share(relay: str, of: str) -> Callable[[Results], tuple[float, str] | None]:
+    """Of the same traffic, where one core has all to do."""
+
+    def value(results: Results) -> tuple[float, str] | None:
+        one, other = (_throughput(results, name, {"steering": "relay"}) for name in (relay, of))
+        found = quotient(one, other, "datagrams/s")
+        return found and (100 * found[0], found[1])
+
+    return value
+
+
 def _fan_out(results: Results) -> tuple[float, str] | None:
     copies = [
         results.median("throughput", relay, "copies_per_s", **{**LINE, "outputs": 8}) for relay in ("mcrelay", "kernel")
@@ -139,6 +150,12 @@ TARGETS: Final = (
     ),
     Target("copies/s 1 to 8, of the kernel's", True, 1.5, "x", _fan_out),
     Target("zero-loss throughput, 10,000 rules installed, of one's", True, 95, "%", _share_of_one_flow(rules=10_000)),
+    Target("zero-loss throughput, of the version before", True, 97, "%", _share("mcrelay", "mcrelay-before")),
+    Target("the same with source=keep, of normal outputs", True, 80, "%", _share("mcrelay-source-keep", "mcrelay")),
+    Target(
+        "the same to a host, of normal ones", True, 80, "%", _share("mcrelay-unicast-source-keep", "mcrelay-unicast")
+    ),
+    Target("by a prefix beside 10,000 exact rules, of one rule's", True, 80, "%", _share("mcrelay-prefix", "mcrelay")),
     Target("10,000 rules applied in", False, 2, "s", _figure("apply", "add_s")),
     Target("join delay, p50", False, 5, "ms", _figure("delays", "join_p50_ms")),
     Target("processor time per datagram at 200,000/s, of the kernel's", False, 1, "x", _processor),

@@ -33,8 +33,8 @@ from lab.namespaces import Lab, unsupported, wait_until
 from lab.plan import ReceivePlan, SendPlan
 from lab.topology import RelayLine, relay_line
 from lab.traffic import start_receiver, start_sender
+from mcrelay.api import Stats
 from mcrelay.errors import Error
-from mcrelay.messages import Stats
 
 STEADY: Final = ("239.1.1.1:5000", "239.2.2.2:6000")
 STEADY_RATE: Final = 2000.0

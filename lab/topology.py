@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from lab.namespaces import Lab, Namespace
 
 SENDER_ADDRESS = "203.0.113.10"
+SENDER_ADDRESS6 = "2001:db8:a::10"
 INGRESS_ADDRESS = "192.0.2.1"
+INGRESS_ADDRESS6 = "2001:db8:b::1"
 OUTPUTS_MAX = 254  # output n > 0 uses 10.<n>.0.0/24
 
 
@@ -25,6 +27,15 @@ class Egress:
     receiver: Namespace
     receiver_interface: str
     receiver_address: str
+
+    @property
+    def address6(self) -> str:
+        """Of the relay, if the line has IPv6."""
+        return f"2001:db8:{self.interface.removeprefix('out')}::1"
+
+    @property
+    def receiver_address6(self) -> str:
+        return f"2001:db8:{self.interface.removeprefix('out')}::2"
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,13 @@ class RelayLine:
 
 
 def relay_line(
-    lab: Lab, *, outputs: int = 1, mtu: int = 1500, offloads: bool = True, ip_forward: bool = False
+    lab: Lab,
+    *,
+    outputs: int = 1,
+    mtu: int = 1500,
+    offloads: bool = True,
+    ip_forward: bool = False,
+    ipv6: bool = False,
 ) -> RelayLine:
     """A source that is not routable, a relay, and receivers behind it.
 
@@ -66,12 +83,13 @@ def relay_line(
     Sender and relay share a cable but no subnet: 203.0.113.10 has no route in the relay, whose strict
     reverse-path check (rp_filter=1 everywhere) therefore drops its datagrams before any UDP socket or
     multicast route sees them. That is the situation the relay exists for. Sender and receivers have
-    224.0.0.0/4 on eth0; forwarding is off unless asked for.
+    224.0.0.0/4 on eth0; forwarding is off unless asked for. With `ipv6` it is the same in IPv6: the sender
+    is 2001:db8:a::10, in0 2001:db8:b::1, output n 2001:db8:n::1, and the receiver behind it 2001:db8:n::2.
     """
     if not 1 <= outputs <= OUTPUTS_MAX:
         raise ValueError(f"outputs must be 1 to {OUTPUTS_MAX}, not {outputs}")
-    sender = lab.namespace("sender")
-    relay = lab.namespace("relay")
+    sender = lab.namespace("sender", ipv6=ipv6)
+    relay = lab.namespace("relay", ipv6=ipv6)
     relay.sysctl("net.ipv4.ip_forward", int(ip_forward))
     for scope in ("all", "default"):
         relay.sysctl(f"net.ipv4.conf.{scope}.rp_filter", 1)
@@ -85,10 +103,13 @@ def relay_line(
     )
     relay.sysctl("net.ipv4.conf.in0.rp_filter", 1)
     sender.ip("route", "add", "224.0.0.0/4", "dev", "eth0")
+    if ipv6:
+        sender.ip("address", "add", f"{SENDER_ADDRESS6}/64", "dev", "eth0")
+        relay.ip("address", "add", f"{INGRESS_ADDRESS6}/64", "dev", "in0")
 
     egresses = []
     for number in range(outputs):
-        receiver = lab.namespace("receiver" if number == 0 else f"receiver{number}")
+        receiver = lab.namespace("receiver" if number == 0 else f"receiver{number}", ipv6=ipv6)
         subnet = "198.51.100" if number == 0 else f"10.{number}.0"
         egress = Egress(
             interface=f"out{number}",
@@ -106,6 +127,9 @@ def relay_line(
         )
         relay.sysctl(f"net.ipv4.conf.{egress.interface}.rp_filter", 1)
         receiver.ip("route", "add", "224.0.0.0/4", "dev", egress.receiver_interface)
+        if ipv6:
+            relay.ip("address", "add", f"{egress.address6}/64", "dev", egress.interface)
+            receiver.ip("address", "add", f"{egress.receiver_address6}/64", "dev", egress.receiver_interface)
         egresses.append(egress)
 
     return RelayLine(

@@ -30,11 +30,11 @@ enum drop_reason {
     DROP_NONE = 0,
     DROP_TRUNCATED,          /* headers claim more bytes than the frame has */
     DROP_OVERSIZE,           /* reassembled beyond the interface's MTU, and not to be had whole */
-    DROP_NOT_IPV4,           /* IP version is not 4 */
+    DROP_NOT_IP,             /* neither IPv4 nor IPv6 */
     DROP_BAD_IP_HEADER,      /* header length below 20 or beyond the total length */
     DROP_BAD_IP_CHECKSUM,
     DROP_FRAGMENT,           /* a fragment that the kernel did not reassemble */
-    DROP_NOT_UDP,
+    DROP_NOT_UDP,            /* nor ESP */
     DROP_BAD_UDP_LENGTH,     /* UDP length below 8 or beyond the IP payload */
     DROP_BAD_UDP_CHECKSUM,
     DROP_OTHER_HOST,         /* link-layer address of somebody else */
@@ -49,15 +49,19 @@ enum drop_reason {
     DROP_INTERRUPTED,        /* the worker died with it in hand; where it lay in a ring, its successor takes it up again */
     DROP_OWN,                /* matches a rule, but is our own traffic come back: its source is an address of this host */
     DROP_LOOP,               /* matches a rule that is suspended, since the same payload came round again and again */
+    DROP_BAD_EXTENSION,      /* IPv6 extension headers that lie, are too many, or route elsewhere */
+    DROP_EGRESS_LIMITED,     /* beyond the output's rate */
+    DROP_PAUSED,             /* the output is paused */
+    DROP_SPLIT_HORIZON,      /* the output would have sent it back where it came from */
     DROP_REASONS
 };
 
 enum {
-    COUNTERS_VERSION = 2,
+    COUNTERS_VERSION = 3,
     COUNTERS_DROPS_MAX = 32,      /* room for later reasons without a new layout */
     COUNTERS_RULES_MAX = 16384,   /* 10,000 rules and room for those being replaced */
     COUNTERS_OUTPUTS_MAX = 65536, /* several outputs each; the file is sparse, unused ones cost nothing */
-    COUNTERS_OUTPUT_DROPS = 4,    /* the EGRESS_* reasons, in order; DROP_INTERRUPTED follows */
+    COUNTERS_OUTPUT_DROPS = 7,    /* DROP_EGRESS_FULL to _ERROR and _LIMITED to DROP_SPLIT_HORIZON, in order */
     COUNTERS_INTERFACES_MAX = 64, /* as many as there are slots of interfaces */
     COUNTERS_INTERFACES_OFFSET = 2048,
     COUNTERS_RULES_OFFSET = 4096,
@@ -72,7 +76,7 @@ struct counters_output {
     counter bytes; /* payload bytes */
     counter dropped[COUNTERS_OUTPUT_DROPS];
     counter interrupted; /* DROP_INTERRUPTED */
-    counter unused;
+    counter unused[6];
 };
 
 struct counters_rule {
@@ -122,15 +126,23 @@ struct counters_page {
 };
 
 static_assert((int)DROP_REASONS <= (int)COUNTERS_DROPS_MAX, "a drop reason has no place in the page");
-static_assert((int)(DROP_EGRESS_ERROR - DROP_EGRESS_FULL) + 1 == (int)COUNTERS_OUTPUT_DROPS,
-              "output drops are the egress reasons");
+static_assert((int)(DROP_EGRESS_ERROR - DROP_EGRESS_FULL) + 1 + (int)(DROP_SPLIT_HORIZON - DROP_EGRESS_LIMITED) + 1 ==
+                  (int)COUNTERS_OUTPUT_DROPS,
+              "output drops are the reasons of outputs");
 static_assert(offsetof(struct counters_page, received) == 64, "layout");
 static_assert(offsetof(struct counters_page, dropped) == 192, "layout");
 static_assert(offsetof(struct counters_page, interfaces) == COUNTERS_INTERFACES_OFFSET, "layout");
 static_assert(offsetof(struct counters_page, rules) == COUNTERS_RULES_OFFSET, "layout");
 static_assert(sizeof(struct counters_interface) == 32, "layout");
 static_assert(sizeof(struct counters_rule) == 64, "layout");
-static_assert(sizeof(struct counters_output) == 64, "layout");
+static_assert(sizeof(struct counters_output) == 128, "layout");
+
+/* Where an output counts a reason of its own: the index into its dropped[]. */
+static inline unsigned counters_output_drop(enum drop_reason reason)
+{
+    return reason <= DROP_EGRESS_ERROR ? reason - DROP_EGRESS_FULL
+                                       : reason - DROP_EGRESS_LIMITED + (DROP_EGRESS_ERROR - DROP_EGRESS_FULL) + 1u;
+}
 
 /* Single writer, so load and store instead of an atomic read-modify-write: no bus lock. */
 static inline void count(counter *c, uint64_t n)

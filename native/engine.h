@@ -60,10 +60,11 @@ int64_t engine_attach_ring(struct engine *engine, unsigned interface, int fd, bo
                            uint32_t blocks, uint32_t frame_size);
 /* Answer -ENOENT if the slot has none. */
 int64_t engine_detach_ingress(struct engine *engine, unsigned interface);
-/* Send through the UDP socket `fd` for outputs on interface slot `interface`, which has this MTU; it replaces one that
- * was there. */
-int64_t engine_attach_egress(struct engine *engine, unsigned interface, int fd, uint32_t mtu);
-int64_t engine_detach_egress(struct engine *engine, unsigned interface);
+/* Send through the socket `fd` for outputs on interface slot `interface` that have this way (enum way of ways.h); it
+ * replaces one that was there. `link` is a struct egress_link. -EINVAL for an MTU below 68, too, where we write headers. */
+int64_t engine_attach_egress(struct engine *engine, unsigned interface, unsigned way, int fd, uint32_t mtu,
+                             const uint8_t *link, size_t length);
+int64_t engine_detach_egress(struct engine *engine, unsigned interface, unsigned way);
 /* Forward by these rules (table.h says how they are described) and no others. */
 int64_t engine_set_rules(struct engine *engine, const uint8_t *records, size_t length);
 /* These are the addresses of this host (addresses.h says how they are described), and no others: what comes from one of

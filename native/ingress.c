@@ -10,6 +10,8 @@
 #define VIRTIO_NET_HDR_GSO_UDP_L4 5 /* linux/virtio_net.h, from Linux 6.2 on */
 #endif
 
+enum { VLAN_ID_MASK = 0xfff }; /* IEEE 802.1Q; an id of 0 is a priority and no VLAN */
+
 static_assert(sizeof(struct virtio_net_hdr) == VIRTIO_HEADER, "as in linux/virtio_net.h");
 
 uint32_t ingress_overruns(struct ingress *ingress)
@@ -34,7 +36,8 @@ bool ingress_has_virtio(int fd)
     return getsockopt(fd, SOL_PACKET, PACKET_VNET_HDR, &on, &size) == 0 && on;
 }
 
-void ingress_judge(struct frame *frame, uint32_t status, uint8_t packet_type, bool whole, const uint8_t *virtio)
+void ingress_judge(struct frame *frame, uint32_t status, uint16_t vlan_tci, uint8_t packet_type, bool whole,
+                   const uint8_t *virtio)
 {
     if (virtio) {
         struct virtio_net_hdr header;
@@ -49,6 +52,6 @@ void ingress_judge(struct frame *frame, uint32_t status, uint8_t packet_type, bo
     if (packet_type == PACKET_OTHERHOST)
         frame->reason = DROP_OTHER_HOST;
     if (status & TP_STATUS_VLAN_VALID)
-        frame->reason = DROP_VLAN_TAGGED;
+        frame->vlan = vlan_tci & VLAN_ID_MASK;
     frame->checksum_vouched = status & (TP_STATUS_CSUM_VALID | TP_STATUS_CSUMNOTREADY);
 }

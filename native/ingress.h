@@ -22,6 +22,7 @@ struct frame {
     const uint8_t *data;
     size_t length;
     uint16_t segment; /* see struct packet: a frame that a device merged from several, or left to be cut into several */
+    uint16_t vlan;    /* id of its tag; 0: it has none */
     enum drop_reason reason; /* what the metadata alone already says, or DROP_NONE */
     bool checksum_vouched;
 };
@@ -70,9 +71,10 @@ uint32_t ingress_overruns(struct ingress *ingress);
 /* Whether packets of this socket come with a struct virtio_net_hdr. */
 bool ingress_has_virtio(int fd);
 
-/* What the link layer says about a frame, whichever way it is told: tp_status bits and sll_pkttype of packet(7), whether
- * the slot has all of it, and its virtio header (linux/virtio_net.h; NULL if it has none). */
-void ingress_judge(struct frame *frame, uint32_t status, uint8_t packet_type, bool whole, const uint8_t *virtio);
+/* What the link layer says about a frame, whichever way it is told: tp_status bits, tp_vlan_tci and sll_pkttype of
+ * packet(7), whether the slot has all of it, and its virtio header (linux/virtio_net.h; NULL if it has none). */
+void ingress_judge(struct frame *frame, uint32_t status, uint16_t vlan_tci, uint8_t packet_type, bool whole,
+                   const uint8_t *virtio);
 
 static inline void ingress_free(struct ingress *ingress)
 {

@@ -70,7 +70,7 @@ enum loop_verdict {
 struct loop_watch *loops_new(void);
 void loops_free(struct loop_watch *watches);
 
-/* Look at a packet that matched the rule with the hash `rule`, at `now_ns` of any clock that does not go back. */
+/* Look at a packet that matched the rule with the id `rule`, at `now_ns` of any clock that does not go back. */
 enum loop_verdict loops_judge(struct loop_watch *watch, uint64_t rule, const struct packet *packet, uint64_t now_ns);
 
 #endif

@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 /* An IPv6 address or an IPv4 address mapped into one (::ffff:a.b.c.d, RFC 4291 section 2.5.5.2), network byte order. */
 union address {
@@ -20,12 +21,18 @@ union address {
     uint32_t words[4];
 };
 
+/* Of what we relay, as in the IP header. */
+enum { PROTOCOL_UDP = 17, PROTOCOL_ESP = 50 };
+
 struct packet {
     union address source;
     union address destination;
-    uint16_t source_port;      /* host byte order */
-    uint16_t destination_port; /* host byte order */
-    uint8_t ttl;
+    uint16_t source_port;      /* host byte order, 0 of ESP */
+    uint16_t destination_port; /* likewise */
+    uint8_t ttl;               /* or hop limit */
+    uint8_t tos;               /* or traffic class: 6 bits of DSCP, 2 of ECN */
+    uint8_t protocol;
+    uint16_t vlan; /* 0: untagged. Filled in by whoever knows, as `segment` below */
     const uint8_t *payload; /* points into the frame */
     size_t payload_length;
     /* 0: the payload is one datagram's. Else it is those of several, each of this length but for the last, which may be
@@ -42,10 +49,11 @@ static inline uint32_t packet_datagrams(const struct packet *packet)
     return packet->segment ? (uint32_t)((packet->payload_length + packet->segment - 1) / packet->segment) : 1;
 }
 
-/* Parse an IPv4 UDP packet (RFC 791, RFC 768) of `length` bytes. `checksum_vouched`: the kernel or the device has
- * verified the UDP checksum, or has not filled it in yet (TP_STATUS_CSUM_VALID, TP_STATUS_CSUMNOTREADY): do not look at
- * it. Bytes behind the IP total length are link-layer padding and ignored. Returns DROP_NONE and fills `out`, or the
- * reason, with `out` undefined. `segment` of it is 0. */
+/* Parse an IPv4 (RFC 791) or IPv6 packet (RFC 8200) of `length` bytes that carries UDP (RFC 768) or ESP (RFC 4303), whose
+ * payload is all that follows the IP headers. `checksum_vouched`: the kernel or the device has verified the UDP
+ * checksum, or has not filled it in yet (TP_STATUS_CSUM_VALID, TP_STATUS_CSUMNOTREADY): do not look at it. Bytes behind
+ * the IP packet are link-layer padding and ignored. Returns DROP_NONE and fills `out`, or the reason, with `out`
+ * undefined. `segment` and `vlan` of it are 0. */
 enum drop_reason packet_parse(const uint8_t *data, size_t length, bool checksum_vouched, struct packet *out);
 
 /* Map an IPv4 address in network byte order. */
@@ -56,6 +64,24 @@ static inline union address address_from_ipv4(uint32_t ipv4)
     mapped.bytes[10] = 0xff;
     mapped.bytes[11] = 0xff;
     return mapped;
+}
+
+static inline bool address_is_ipv4(const union address *address)
+{
+    static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
+
+    return !memcmp(address->bytes, mapped, sizeof(mapped));
+}
+
+/* All 0: none, or any. */
+static inline bool address_is_any(const union address *address)
+{
+    return !(address->words[0] | address->words[1] | address->words[2] | address->words[3]);
+}
+
+static inline bool address_equals(const union address *a, const union address *b)
+{
+    return !memcmp(a->bytes, b->bytes, sizeof(a->bytes));
 }
 
 #define ADDRESS_MULTIPLIER UINT64_C(0x9e3779b97f4a7c15)

@@ -198,6 +198,7 @@ static void read_metadata(const struct receive *receive, struct io_uring_recvmsg
     struct cmsghdr *control = io_uring_recvmsg_cmsg_firsthdr(out, &shape);
     const uint8_t *virtio = NULL;
     uint8_t packet_type = PACKET_HOST;
+    uint16_t vlan_tci = 0;
     uint32_t status = 0;
 
     if (out->namelen >= offsetof(struct sockaddr_ll, sll_addr) && link->sll_family == AF_PACKET)
@@ -210,13 +211,14 @@ static void read_metadata(const struct receive *receive, struct io_uring_recvmsg
             continue;
         memcpy(&auxiliary, CMSG_DATA(control), sizeof(auxiliary));
         status = auxiliary.tp_status;
+        vlan_tci = auxiliary.tp_vlan_tci;
         if (receive->base.virtio && frame->length >= VIRTIO_HEADER) {
             virtio = frame->data;
             skip(frame, VIRTIO_HEADER);
         }
         skip(frame, auxiliary.tp_net);
     }
-    ingress_judge(frame, status, packet_type, !(out->flags & MSG_TRUNC), virtio);
+    ingress_judge(frame, status, vlan_tci, packet_type, !(out->flags & MSG_TRUNC), virtio);
 }
 
 static bool receive_next(struct ingress *ingress, uint32_t *slot, struct frame *frame)

@@ -269,7 +269,7 @@ static bool ring_next(struct ingress *ingress, uint32_t *slot, struct frame *fra
     frame->data = (const uint8_t *)header + header->tp_net;
     frame->length = header->tp_snaplen - (header->tp_net - header->tp_mac);
     whole = header->tp_snaplen >= header->tp_len || read_whole(ring, index, header, frame);
-    ingress_judge(frame, header->tp_status,
+    ingress_judge(frame, header->tp_status, header->tp_vlan_tci,
                   ((const struct sockaddr_ll *)((const uint8_t *)header + ADDRESS_AT))->sll_pkttype, whole,
                   ingress->virtio ? (const uint8_t *)header + header->tp_mac - VIRTIO_HEADER : NULL);
     return true;

@@ -24,9 +24,10 @@ from mcrelay.counters import Page
 from mcrelay.cycles import check_no_cycle
 from mcrelay.errors import Busy, RuleError
 from mcrelay.handover import Heritage
-from mcrelay.links import Links
+from mcrelay.links import Links, Retired
 from mcrelay.messages import AddRule, InheritRules, InterfaceRecord, Message, RemoveRule, RuleRecord, SyncRules
-from mcrelay.rules import Rule, RuleSet, Target, check_generation, parse_rule
+from mcrelay.rules import Rule, RuleSet, Target, check_generation
+from mcrelay.ruletext import parse_rule
 from mcrelay.turns import in_turns
 
 log = logging.getLogger(__name__)
@@ -145,9 +146,9 @@ class ActiveRules:
         """Give a worker's new life all that it must know. Busy if it fails. In a turn of the caller's."""
         # Ingress last: packets that wait in its sockets need the rules, and the rules their outputs.
         await self._links.introduce(child)
-        await self._links.attach_all(child, "egress")
+        await self._links.attach_ways_out(child)
         await self._give_all_rules(child, self._of_worker[child.index].values())
-        await self._links.attach_all(child, "ingress")
+        await self._links.attach_ingress(child)
 
     async def announce(self) -> None:
         """A worker's state has changed."""
@@ -176,9 +177,9 @@ class ActiveRules:
                 workers = await self._distribute(added, removed, undo)
                 self._links.admit([a.rule for a in added], undo, lambda: self._inactive(added))
                 undo.pop_all()
-            await self._commit(added, removed)
+            retired = await self._commit(added, removed)
             self._links.refuse(self._inactive(removed))
-            await self._links.retire([active.rule for active in removed])
+            await self._links.retire(retired)
             async for active in in_turns(removed):
                 self._clear_counters([active])
             self._on_change([active.record for active in added], remove)
@@ -233,9 +234,9 @@ class ActiveRules:
         self._check_cycles(after, going)
 
     def _check_cycles(self, added: RuleSet, going: RuleSet) -> None:
-        def find(target: Target) -> Rule | None:
-            there = self._rules.fed_by(target)
-            return added.fed_by(target) or (there if there and there.id not in going else None)
+        def find(target: Target) -> Iterator[Rule]:
+            yield from added.fed_by(target)
+            yield from (rule for rule in self._rules.fed_by(target) if rule.id not in going)
 
         check_no_cycle(list(added), find, self._links.heard())
 
@@ -268,7 +269,9 @@ class ActiveRules:
         """One rule more or less travels alone; anything else is the worker's whole new set, so that the worker changes
         between two packets."""
         ticket = child.ticket()
-        if len(added) == 1 and not removed:
+        if len(added) == 1 and all(
+            active.rule.id == added[0].rule.id for active in removed
+        ):  # new, or in its own place
             await child.command(ticket, (AddRule(ticket=ticket, rule=added[0].record, slots=self._links.slots()), ()))
         elif len(removed) == 1 and not added:
             await child.command(ticket, (RemoveRule(ticket=ticket, rule=removed[0].rule.id), ()))
@@ -300,7 +303,8 @@ class ActiveRules:
             log.warning("%s", error)
             child.kill_life(life)  # its next life starts with the rules that hold
 
-    async def _commit(self, added: list[Active], removed: list[Active]) -> None:
+    async def _commit(self, added: list[Active], removed: list[Active]) -> list[Retired]:
+        retired = []
         async for active in in_turns(removed):
             self._rules.remove(active.rule.id)
             del self._active[active.rule.id]
@@ -308,11 +312,12 @@ class ActiveRules:
             self._output_counters.difference_update(active.record.output_counters)
             for owner in active.rule.owners(self._workers):
                 del self._of_worker[owner][active.rule.id]
-            self._links.release(active.rule)
+            retired.append(self._links.release(active.rule))
         async for active in in_turns(added):
             self._note(active)
             self._links.keep(active.rule)
         self.generation += 1
+        return retired
 
     def _note(self, active: Active) -> None:
         self._rules.add(active.rule)

@@ -32,7 +32,7 @@ from mcrelay.messages import Message
 log = logging.getLogger(__name__)
 
 SCM_MAX_FD: Final = 253  # descriptors per message, a constant of the kernel (net/scm.h)
-QUEUE_MAX: Final = 8 * 1024 * 1024  # bytes waiting to be sent: 10,000 rules and a margin
+QUEUE_MAX: Final = 20 * 1024 * 1024  # bytes waiting to be sent: as many rules as there can be
 READ_SIZE: Final = 64 * 1024
 WRITES_PER_TURN: Final = 16  # frames, before other work gets its turn
 

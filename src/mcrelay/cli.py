@@ -15,11 +15,12 @@ from typing import Any, Final, NoReturn
 import click
 
 from mcrelay import __version__, cli_traffic
+from mcrelay.api import Paused, RuleFacts, RuleStats, Stats
 from mcrelay.client import DEFAULT_SOCKET, Client
 from mcrelay.codec import json_text, to_json
 from mcrelay.errors import EXIT_CODES, Error, UsageError
 from mcrelay.limits import LATENCY_BUDGET_US_DEFAULT, LATENCY_BUDGET_US_MAX, RING_MEMORY_DEFAULT, WORKERS_MAX
-from mcrelay.messages import ProcessFacts, RuleFacts, RuleStats, Stats
+from mcrelay.messages import ProcessFacts
 
 WATCH_S: Final = 1.0
 
@@ -203,11 +204,27 @@ def _parse_cores(text: str) -> list[int]:
 @_socket_option
 def add(input: str, outputs: tuple[str, ...], name: str | None, as_json: bool, path: str) -> None:
     """Relay from INPUT to each of OUTPUTS, from now on. A rule that names an interface which is not there waits for it,
-    and 'mcrelay list' says so.
+    and 'mcrelay list' says so. IPv6 addresses stand in brackets: [ff05::1]:5000%eth0
 
     \b
-    INPUT     ADDRESS:PORT%INTERFACE            239.1.1.1:5000%eth0
-    OUTPUTS   ADDRESS:PORT%INTERFACE[,ttl=N]    239.2.2.2:6000%eth1,ttl=8   or unicast: 10.9.0.7:6000%eth2
+    INPUT     [SOURCE@]ADDRESS[/PREFIX]:PORT%INTERFACE[,vlan=N]
+      239.1.1.1:5000%eth0             one group and port
+      10.1.1.9@232.1.1.1:5000%eth0    of one source (source-specific multicast)
+      239.1.0.0/16:*%eth0             any group of a prefix, any port
+      10.1.1.2:5000%eth0              unicast to this host; or a broadcast address
+      239.1.1.1:5000%eth+             each interface whose name begins with eth
+      239.1.1.1:esp%eth0              ESP (IPsec), as it is
+    OUTPUTS   ADDRESS:PORT%INTERFACE[,OPTION...]
+      239.2.2.2:6000%eth1,ttl=8       another group and port; 10.9.0.7:6000%eth2 is unicast
+      =:=%eth1                        the packet's own destination and port
+      239.2.0.0/16:=%eth1             a prefix mapped onto one of the same length
+    OPTIONS
+      ttl=N|keep      default: one less than it came with, never below 1
+      dscp=N|NAME     default: as it came
+      source=ADDRESS|keep  sport=N|keep   default: the kernel's choice; keep: the packet's
+      rate=10Mbit|5000pps  at most; beyond that: dropped, as egress_limited
+      loop            receivers on this host hear it, too
+      paused          sends nothing until 'mcrelay resume'
     """
     with Client(path) as client:
         added = client.add(input, outputs, name)
@@ -230,6 +247,44 @@ def remove(rule: str, as_json: bool, path: str) -> None:
         _print_json(removed)
     else:
         click.echo(f"{removed.rule.name or removed.rule.id}: removed")
+
+
+def _print_paused(paused: Paused, word: str, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(paused)
+    else:
+        click.echo(f"{paused.rule.name or paused.rule.id}: {word}")
+
+
+@cli.command()
+@click.argument("rule", metavar="NAME|ID")
+@click.argument("output", required=False)
+@_json_option
+@_socket_option
+def pause(rule: str, output: str | None, as_json: bool, path: str) -> None:
+    """Have a rule's OUTPUT send nothing, or all of its outputs; counters and memberships stay. OUTPUT is its
+    ADDRESS:PORT%INTERFACE, or its number, counted from 1.
+
+    \b
+    Example: mcrelay pause feed-a 239.2.2.2:6000%eth1
+    """
+    with Client(path) as client:
+        _print_paused(client.pause(rule, output), "paused", as_json=as_json)
+
+
+@cli.command()
+@click.argument("rule", metavar="NAME|ID")
+@click.argument("output", required=False)
+@_json_option
+@_socket_option
+def resume(rule: str, output: str | None, as_json: bool, path: str) -> None:
+    """Have a rule's OUTPUT send again, or all of its outputs.
+
+    \b
+    Example: mcrelay resume feed-a
+    """
+    with Client(path) as client:
+        _print_paused(client.resume(rule, output), "resumed", as_json=as_json)
 
 
 @cli.command("list")

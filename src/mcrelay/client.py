@@ -21,10 +21,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
-from mcrelay.codec import Codec, encode, in_frames
-from mcrelay.errors import Busy, Error, NotPermitted, Unavailable
-from mcrelay.frames import FrameReader, Malformed
-from mcrelay.messages import (
+from mcrelay.api import (
     Add,
     Added,
     Change,
@@ -34,10 +31,10 @@ from mcrelay.messages import (
     GetVersion,
     GetWorkers,
     ListRules,
-    Message,
+    Pause,
+    Paused,
     Ping,
     Pong,
-    ProcessFacts,
     Remove,
     Removed,
     Restarted,
@@ -52,6 +49,10 @@ from mcrelay.messages import (
     Version,
     Workers,
 )
+from mcrelay.codec import Codec, encode, in_frames
+from mcrelay.errors import Busy, Error, NotPermitted, Unavailable
+from mcrelay.frames import FrameReader, Malformed
+from mcrelay.messages import Message, ProcessFacts
 
 DEFAULT_SOCKET: Final = "/run/mcrelay/control.sock"
 TIMEOUT_S: Final = 15.0
@@ -127,6 +128,15 @@ class Client:
     def remove(self, rule: str) -> Removed:
         """Remove a rule by name or id; when it returns, nothing is forwarded by it any more."""
         return self._ask(Remove(id=self._next_id(), rule=rule), Removed)
+
+    def pause(self, rule: str, output: str | None = None) -> Paused:
+        """Have an output of a rule (its text, its ADDRESS:PORT%INTERFACE, or its number, counted from 1), or all of
+        them, send nothing until resume(); when it returns, nothing leaves by it."""
+        return self._ask(Pause(id=self._next_id(), rule=rule, output=output, paused=True), Paused)
+
+    def resume(self, rule: str, output: str | None = None) -> Paused:
+        """Have it send again."""
+        return self._ask(Pause(id=self._next_id(), rule=rule, output=output, paused=False), Paused)
 
     def change(
         self,
@@ -208,13 +218,14 @@ class Client:
     def _ask(self, request: Message | Sequence[Message], expect: type[Reply]) -> Reply:
         if self._is_lost:
             self._connect_again()
-        try:
-            return self._ask_once(request, expect)
-        except Unavailable:
-            if not self._is_lost or not isinstance(request, READING):
-                raise
-        self._connect_again()
-        return self._ask_once(request, expect)
+        deadline = time.monotonic() + AGAIN_FOR_S
+        while True:
+            try:
+                return self._ask_once(request, expect)
+            except Unavailable:
+                if not self._is_lost or not isinstance(request, READING) or time.monotonic() > deadline:
+                    raise
+            self._connect_again()  # which may be to one that is about to go, too
 
     def _connect_again(self) -> None:
         """As soon as there is somebody, for a while."""

@@ -19,12 +19,13 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Final
 
+from mcrelay.api import Change, Failure, RuleText
 from mcrelay.channel import Channel
 from mcrelay.codec import Codec
 from mcrelay.errors import Busy, Error, RuleError
 from mcrelay.frames import Malformed
 from mcrelay.limits import CLIENTS_MAX, RULES_MAX
-from mcrelay.messages import Change, Client, Failure, Message, RuleText
+from mcrelay.messages import Client, Message
 
 log = logging.getLogger(__name__)
 

@@ -13,36 +13,51 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from mcrelay.api import (
+    Add,
+    Added,
+    Change,
+    Changed,
+    Failure,
+    GetStats,
+    GetVersion,
+    GetWorkers,
+    ListRules,
+    Pause,
+    Paused,
+    Ping,
+    Pong,
+    Remove,
+    Removed,
+    Restarted,
+    RestartWorker,
+    Rules,
+    RuleText,
+    Stats,
+    Upgrade,
+    Upgraded,
+    Version,
+    Workers,
+)
 from mcrelay.frames import FRAME_MAX, HEADER, Malformed
 from mcrelay.messages import (
     Acknowledge,
-    Add,
-    Added,
     AddRule,
     Applied,
     ApplyRules,
     AttachInterface,
-    Change,
-    Changed,
     ChannelName,
     Client,
     DetachInterface,
     Failed,
-    Failure,
     GetProcesses,
-    GetStats,
-    GetVersion,
-    GetWorkers,
     HandedOver,
     HandOver,
     Inherit,
     InheritInterface,
     InheritMemberships,
     InheritRules,
-    ListRules,
     Message,
-    Ping,
-    Pong,
     Prepared,
     Probe,
     Proceed,
@@ -50,33 +65,22 @@ from mcrelay.messages import (
     Ready,
     RecordRules,
     Refused,
-    Remove,
-    Removed,
     RemoveRule,
     Replaced,
     ReplaceWorker,
-    Restarted,
-    RestartWorker,
     Role,
     RuleRecord,
-    Rules,
-    RuleText,
     SetOwnAddresses,
     Shutdown,
     Start,
-    Stats,
     SyncRules,
     TookOver,
-    Upgrade,
-    Upgraded,
-    Version,
-    Workers,
 )
 from mcrelay.names import check_names
 
-PIECE_MAX: Final = 768 * 1024  # bytes of rules in one frame of several, with room for what stands around them
-RECORD_BYTES: Final = 256  # of a rule's record without its outputs, at most
-OUTPUT_BYTES: Final = 64  # of an output's text and counter, at most
+PIECE_MAX: Final = 640 * 1024  # bytes of rules in one frame of several, with room for what stands around them
+RECORD_BYTES: Final = 256  # of a rule's record beside its texts, at most
+OUTPUT_BYTES: Final = 32  # of an output's counter, punctuation, and characters that JSON writes as two
 
 # Who may say what where.
 PERMITTED: Final[dict[tuple[ChannelName, Role, Role], tuple[type[Message], ...]]] = {
@@ -120,6 +124,7 @@ PERMITTED: Final[dict[tuple[ChannelName, Role, Role], tuple[type[Message], ...]]
         GetVersion,
         Add,
         Remove,
+        Pause,
         Change,
         ListRules,
         GetStats,
@@ -132,6 +137,7 @@ PERMITTED: Final[dict[tuple[ChannelName, Role, Role], tuple[type[Message], ...]]
         Version,
         Added,
         Removed,
+        Paused,
         Changed,
         Rules,
         Stats,
@@ -216,7 +222,8 @@ def in_frames(records: Sequence[Listed]) -> Iterator[tuple[tuple[Listed, ...], b
     piece: list[Listed] = []
     size = 0
     for record in records:
-        needed = RECORD_BYTES + OUTPUT_BYTES * len(record.outputs)
+        texts = len(record.input) + sum(map(len, record.outputs))
+        needed = RECORD_BYTES + OUTPUT_BYTES * len(record.outputs) + texts
         if piece and size + needed > PIECE_MAX:
             yield tuple(piece), False
             piece, size = [], 0

@@ -21,52 +21,29 @@ from typing import Final, TypeVar
 import msgspec
 
 from mcrelay import __version__, counters, worker
-from mcrelay.channel import Channel
-from mcrelay.clients import Clients
-from mcrelay.codec import Codec, in_frames
-from mcrelay.errors import Busy, Error
-from mcrelay.flowtable import FlowTable
-from mcrelay.frames import Malformed
-from mcrelay.messages import (
+from mcrelay.api import (
     PROTOCOL,
-    Acknowledge,
     Add,
     Added,
-    Applied,
-    ApplyRules,
     Change,
     Changed,
-    Client,
-    GetProcesses,
     GetStats,
     GetVersion,
     GetWorkers,
-    HandedOver,
-    HandOver,
     InterfaceFacts,
-    InterfaceRecord,
     ListRules,
-    Message,
     OutputStats,
+    Pause,
+    Paused,
     Ping,
     Pong,
-    Probe,
-    Processes,
-    Ready,
-    RecordRules,
-    Refused,
     Remove,
     Removed,
-    Replaced,
-    ReplaceWorker,
     Restarted,
     RestartWorker,
     RuleFacts,
-    RuleRecord,
     Rules,
     RuleStats,
-    Shutdown,
-    Start,
     Stats,
     Upgrade,
     Upgraded,
@@ -74,8 +51,36 @@ from mcrelay.messages import (
     Workers,
     WorkerStats,
 )
+from mcrelay.channel import Channel
+from mcrelay.clients import Clients
+from mcrelay.codec import Codec, in_frames
+from mcrelay.errors import Busy, Error
+from mcrelay.flowtable import FlowTable
+from mcrelay.frames import Malformed
+from mcrelay.messages import (
+    Acknowledge,
+    Applied,
+    ApplyRules,
+    Client,
+    GetProcesses,
+    HandedOver,
+    HandOver,
+    InterfaceRecord,
+    Message,
+    Probe,
+    Processes,
+    Ready,
+    RecordRules,
+    Refused,
+    Replaced,
+    ReplaceWorker,
+    RuleRecord,
+    Shutdown,
+    Start,
+)
 from mcrelay.process import name_process
-from mcrelay.rules import Rule, RuleSet, check_generation, parse_rule
+from mcrelay.rules import Rule, RuleSet, check_generation
+from mcrelay.ruletext import parse_rule
 from mcrelay.turns import in_turns
 from mcrelay.worker import Life
 
@@ -147,8 +152,9 @@ class ControlPlane:
         if message.snapshot:
             self._table = FlowTable()
             self._in_snapshot = True
+        kept = {record.counter for record in message.added}
         for rule_id in message.removed:
-            self._table.take(rule_id)
+            self._table.take(rule_id, kept)
         for record in message.added:
             self._table.put(record)
         if message.complete:
@@ -220,6 +226,8 @@ class ControlPlane:
                 return await self._add(message)
             case Remove():
                 return await self._remove(message)
+            case Pause():
+                return await self._pause(message)
             case Change():
                 return await self._change(message)
             case ListRules():
@@ -247,6 +255,17 @@ class ControlPlane:
         rule = self._table.rules.find(message.rule)
         applied = await self._apply([], [rule])
         return Removed(id=message.id, rule=self._facts(rule), generation=applied.generation, workers=applied.workers)
+
+    async def _pause(self, message: Pause) -> Paused:
+        """A rule in its own place, counted where it was."""
+        rule = self._table.rules.find(message.rule)
+        changed = rule.with_paused(message.output, paused=message.paused)
+        record = msgspec.structs.replace(self._table.records[rule.id], outputs=tuple(map(str, changed.outputs)))
+        applied = await self._ask(
+            lambda i: [ApplyRules(id=i, add=(record,), remove=(rule.id,), complete=True)], Applied
+        )
+        await self._wait_recorded(applied.generation)
+        return Paused(id=message.id, rule=self._facts(changed), generation=applied.generation, workers=applied.workers)
 
     async def _change(self, message: Change) -> Changed:
         check_generation(message.expect, self._table.generation)

@@ -16,7 +16,7 @@ DROP_REASONS: Final = (
     "none",
     "truncated",
     "oversize",
-    "not_ipv4",
+    "not_ip",
     "bad_ip_header",
     "bad_ip_checksum",
     "fragment",
@@ -35,19 +35,26 @@ DROP_REASONS: Final = (
     "interrupted",
     "own",
     "loop",
+    "bad_extension",
+    "egress_limited",
+    "paused",
+    "split_horizon",
 )
-FIRST_EGRESS_REASON: Final = DROP_REASONS.index("egress_full")
-EGRESS_REASONS: Final = DROP_REASONS[FIRST_EGRESS_REASON : FIRST_EGRESS_REASON + 4]
-OUTPUT_REASONS: Final = (*EGRESS_REASONS, "interrupted")
 REASON: Final = {name: number for number, name in enumerate(DROP_REASONS)}
+# Of one output, in order.
+OUTPUT_REASONS: Final = (
+    *DROP_REASONS[REASON["egress_full"] : REASON["egress_error"] + 1],
+    *DROP_REASONS[REASON["egress_limited"] : REASON["split_horizon"] + 1],
+    "interrupted",
+)
 
 MAGIC: Final = 0x6D6372656C617931
-VERSION: Final = 2
+VERSION: Final = 3
 
 # In 64-bit words.
 RULE_WORDS: Final = 8
 RULE_OWN: Final = 4  # where those of LoopFacts begin
-OUTPUT_WORDS: Final = 8
+OUTPUT_WORDS: Final = 16
 INTERFACE_WORDS: Final = 4
 INTERFACES_OFFSET: Final = 2048 // 8
 RULES_OFFSET: Final = 4096 // 8
@@ -186,7 +193,7 @@ class Page:
         self._words[at + 1] += size
 
     def count_output_dropped(self, index: int, reason: int) -> None:
-        self._words[self._output(index) + 2 + reason - FIRST_EGRESS_REASON] += 1
+        self._words[self._output(index) + 2 + OUTPUT_REASONS.index(DROP_REASONS[reason])] += 1
 
     def count_interface(self, slot: int, name: str, n: int = 1) -> None:
         self._words[self._interface(slot) + INTERFACE_COUNTERS.index(name)] += n
@@ -213,7 +220,7 @@ class Page:
             self._words[self._rule(rule) + RULE_OWN + 3] = 0  # its successor knows of no suspension
             for output in outputs:
                 copies, _bytes, drops = self.output(output)
-                at = self._output(output) + 2 + len(EGRESS_REASONS)
+                at = self._output(output) + 2 + OUTPUT_REASONS.index("interrupted")
                 self._words[at] += max(0, packets - copies - sum(drops.values()))
         return in_hand
 

@@ -12,6 +12,7 @@ Pure: which interfaces hear each other is told by whoever knows. Takes time in p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
 from mcrelay.errors import RuleError
@@ -20,7 +21,7 @@ from mcrelay.rules import Output, Rule, Target
 SHOWN_MAX: Final = 8  # rules of a cycle that are spelled out
 
 Heard = Mapping[str, Iterable[str]]  # interface -> interfaces of this host that hear what it sends
-Find = Callable[[Target], Rule | None]  # the rule with this input
+Find = Callable[[Target], Iterable[Rule]]  # the rules that may take what is sent there
 Feed = tuple[Rule, Output, Rule, bool]  # who feeds, by what, whom, and whether a cycle by way of it is one
 
 
@@ -46,12 +47,15 @@ def check_no_cycle(added: Iterable[Rule], find: Find, heard: Heard) -> None:
 
 def _feeds(rule: Rule, find: Find, heard: Heard) -> Iterator[Feed]:
     for output in rule.outputs:
+        target = rule.target(output)
         ends = tuple(heard.get(output.interface, ()))
-        changed = (output.address, output.port) != (rule.input.group, rule.input.port)
-        if output.interface not in ends and (fed := find((output.address, output.port, output.interface))):
-            yield rule, output, fed, changed
+        same = rule.target(replace(output, address=None, port=None, prefix=None))
+        changed = (target.address, target.port) != (same.address, same.port)
+        if output.interface not in ends:
+            for fed in find(target):
+                yield rule, output, fed, changed
         for end in ends:
-            if fed := find((output.address, output.port, end)):
+            for fed in find(target._replace(interface=end)):
                 yield rule, output, fed, True
 
 

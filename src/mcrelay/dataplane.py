@@ -15,6 +15,7 @@ import logging
 import mmap
 import os
 import socket
+import struct
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ from mcrelay import counters, worker
 from mcrelay.channel import Channel
 from mcrelay.codec import Codec
 from mcrelay.engines.base import Engine
+from mcrelay.entries import Entry, compile_rule, distinct, mapped
 from mcrelay.errors import EXIT_CODES, Busy, Error, SystemRefusal
 from mcrelay.frames import Malformed
 from mcrelay.limits import RingGeometry
@@ -34,7 +36,6 @@ from mcrelay.messages import (
     AddRule,
     AttachInterface,
     DetachInterface,
-    Direction,
     Failed,
     Message,
     Probe,
@@ -47,7 +48,9 @@ from mcrelay.messages import (
     SyncRules,
 )
 from mcrelay.process import name_process
-from mcrelay.rules import Entry, compile_rule, mapped, parse_rule
+from mcrelay.rules import Rule
+from mcrelay.ruletext import parse_rule
+from mcrelay.ways import WAYS, Direction, Link
 from mcrelay.worker import Life
 
 log = logging.getLogger(__name__)
@@ -106,11 +109,12 @@ def _why_no_io_uring(error: OSError) -> str:
 
 
 class Known(NamedTuple):
-    """A rule, as the engine needs it and as people call it."""
+    """A rule, as it was told and as the engine needs it."""
 
-    entry: Entry
-    label: str
-    input: str
+    rule: Rule
+    record: RuleRecord
+    slots: dict[str, int]  # of the interfaces that it names
+    entries: tuple[Entry, ...]
 
 
 class DataPlane:
@@ -138,7 +142,9 @@ class DataPlane:
         self._incoming_ticket = 0
         self._answers: dict[int, Callable[[int], None]] = {}
         self._noticed: dict[tuple[str, str], int] = {}  # interface name and counter -> how much of it was logged
+        self._workers = start.workers
         self._names: dict[int, str] = {}  # of interfaces, by slot
+        self._open: dict[str, int] = {}  # slots of those that packets come in by
         self._looped = 0  # packets dropped for loops, when somebody last looked why
         self._suspended_until_ns: dict[str, int] = {}  # rules whose suspension was logged
         self._loop = asyncio.get_running_loop()
@@ -217,15 +223,16 @@ class DataPlane:
         if looped != self._looped:
             self._looped = looped
             now_ns = time.monotonic_ns()
-            known, self._suspended_until_ns = self._suspended_until_ns, {}
-            for rule_id, rule in self._rules.items():
-                until_ns = self._page.loop(rule.entry.counter).suspended_until_ns
+            before, self._suspended_until_ns = self._suspended_until_ns, {}
+            for rule_id, known in self._rules.items():
+                until_ns = self._page.loop(known.record.counter).suspended_until_ns
                 if until_ns <= now_ns:
                     continue
                 self._suspended_until_ns[rule_id] = until_ns
-                if known.get(rule_id) != until_ns:
+                if before.get(rule_id) != until_ns:
                     seconds = -(-(until_ns - now_ns) // 10**9)  # it began a moment ago
-                    log.warning(SUSPENDED, {"label": rule.label, "input": rule.input, "seconds": seconds})
+                    said = {"label": known.rule.label, "input": known.record.input, "seconds": seconds}
+                    log.warning(SUSPENDED, said)
         self._loop.call_later(LOOP_NOTICE_S, self._notice_loops)
 
     # Commands.
@@ -237,7 +244,7 @@ class DataPlane:
             case DetachInterface():
                 self._detach(message)
             case AddRule():
-                self._change(message.ticket, lambda rules: _put(rules, message.rule, message.slots))
+                self._change(message.ticket, lambda rules: self._put(rules, message.rule, message.slots))
             case RemoveRule():
                 self._change(message.ticket, lambda rules: rules.pop(message.rule))
             case SyncRules():
@@ -261,7 +268,7 @@ class DataPlane:
         rules = dict(self._rules)
         try:
             edit(rules)
-            answer = self._engine.set_rules(rule.entry for rule in rules.values())
+            answer = self._engine.set_rules(distinct((known.rule, known.entries) for known in rules.values()))
         except (Error, KeyError, ValueError, OSError) as error:
             self._acknowledge(ticket, f"{type(error).__name__}: {error}")
             return
@@ -278,7 +285,7 @@ class DataPlane:
             self._incoming_ticket = message.ticket
         try:
             for record in message.rules:
-                _put(self._incoming, record, message.slots)
+                self._put(self._incoming, record, message.slots)
         except (Error, KeyError, ValueError) as error:
             self._incoming_error = error
         if not message.complete:
@@ -293,17 +300,22 @@ class DataPlane:
 
         self._change(message.ticket, replace)
 
+    def _put(self, rules: dict[str, Known], record: RuleRecord, slots: dict[str, int]) -> None:
+        rule = parse_rule(record.input, record.outputs, record.name)
+        entries = compile_rule(
+            rule, slots, record.counter, record.output_counters, workers=self._workers, open=self._open
+        )
+        rules[rule.id] = Known(rule, record, slots, entries)
+
     def _attach(self, message: AttachInterface, fd: int) -> None:
         self._names[message.slot] = message.name
-        ring = message.ring
-        geometry = RingGeometry(ring.block_size, ring.blocks, ring.frame_size) if ring else None
-        attach = (
-            functools.partial(
-                self._engine.attach_ingress, message.slot, fd, message.mtu, geometry, loopback=message.loopback
-            )
-            if message.direction == "ingress"
-            else functools.partial(self._engine.attach_egress, message.slot, fd, message.mtu)
-        )
+        try:
+            is_ingress = message.direction == "ingress"
+            attach = self._attach_ingress(message, fd) if is_ingress else self._attach_egress(message, fd)
+        except (OSError, ValueError, struct.error) as error:
+            os.close(fd)
+            self._acknowledge(message.ticket, f"{type(error).__name__}: {error}")
+            return
 
         def done(error: int) -> None:
             if error:
@@ -314,11 +326,46 @@ class DataPlane:
 
         self._execute(message.ticket, attach, done)
 
+    def _attach_ingress(self, message: AttachInterface, fd: int) -> Callable[[], int]:
+        self._open_for_patterns(message)
+        ring = message.ring
+        return functools.partial(
+            self._engine.attach_ingress,
+            message.slot,
+            fd,
+            message.mtu,
+            RingGeometry(ring.block_size, ring.blocks, ring.frame_size) if ring else None,
+            loopback=message.loopback,
+        )
+
+    def _attach_egress(self, message: AttachInterface, fd: int) -> Callable[[], int]:
+        link = Link.unpack(bytes.fromhex(message.link)) if message.link else Link()
+        way = WAYS[message.direction]
+        return functools.partial(self._engine.attach_egress, message.slot, way, fd, message.mtu, link)
+
+    def _open_for_patterns(self, message: AttachInterface) -> None:
+        """Have rules whose pattern the interface matches forward what comes in by it, before it comes. A name that had
+        the slot before has it no more. OSError if the engine does not take that."""
+        before = self._open
+        others = {name: slot for name, slot in before.items() if slot != message.slot}
+        self._open = {**others, message.name: message.slot}
+        patterns = [known for known in self._rules.values() if known.rule.input.is_pattern]
+        if self._open == before or not patterns:
+            return
+        for known in patterns:
+            self._put(self._rules, known.record, known.slots)
+        answer = self._engine.set_rules(distinct((known.rule, known.entries) for known in self._rules.values()))
+        self._answers[answer] = lambda error: None
+
     def _detach(self, message: DetachInterface) -> None:
-        detach = self._engine.detach_ingress if message.direction == "ingress" else self._engine.detach_egress
+        detach = (
+            functools.partial(self._engine.detach_ingress, message.slot)
+            if message.direction == "ingress"
+            else functools.partial(self._engine.detach_egress, message.slot, WAYS[message.direction])
+        )
         self._execute(
             message.ticket,
-            functools.partial(detach, message.slot),
+            detach,
             lambda error: self._close_socket(message.slot, message.direction),
             accept=errno.ENOENT,  # what is not attached needs no detaching
         )
@@ -350,12 +397,6 @@ class DataPlane:
             self._answers[step()] = answered
         except OSError as error:
             answered(error.errno or errno.EIO)
-
-
-def _put(rules: dict[str, Known], record: RuleRecord, slots: dict[str, int]) -> None:
-    rule = parse_rule(record.input, record.outputs, record.name)
-    entry = compile_rule(rule, slots, record.counter, record.output_counters)
-    rules[rule.id] = Known(entry, rule.label, record.input)
 
 
 def main() -> None:

@@ -7,13 +7,16 @@ only by what the supervisor has recorded. Knows nothing of clients or channels.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
+from mcrelay.api import RuleFacts
 from mcrelay.errors import Busy
 from mcrelay.limits import OUTPUTS_MAX, RULES_MAX
-from mcrelay.messages import Direction, InterfaceRecord, RuleFacts, RuleRecord, RuleState
-from mcrelay.rules import Rule, RuleSet, parse_rule
+from mcrelay.messages import InterfaceRecord, RuleRecord
+from mcrelay.rules import Rule, RuleSet
+from mcrelay.ruletext import parse_rule
+from mcrelay.ways import Direction
 
 
 class FreeNumbers:
@@ -77,29 +80,53 @@ class FlowTable:
         self.rules.add(rule)
         self.records[rule.id] = record
 
-    def take(self, rule_id: str) -> None:
+    def take(self, rule_id: str, kept: Container[int] = ()) -> None:
+        """`kept`: rule counters that a record in its place goes on with."""
         self.rules.remove(rule_id)
-        self.free(self.records.pop(rule_id))
+        record = self.records.pop(rule_id)
+        if record.counter not in kept:
+            self.free(record)
 
     def facts(self, rule: Rule) -> RuleFacts:
         """The rule, and whether it works."""
-        wrong = [self._problem(rule.input.interface, "ingress")]
-        wrong_outputs = [self._problem(output.interface, "egress") for output in rule.outputs]
-        state: RuleState = (
-            "pending" if wrong[0] or all(wrong_outputs) else "partial" if any(wrong_outputs) else "active"
-        )
+        wrong = self._ingress_problems(rule)
+        wrong_outputs = [self._problem(output.interface, rule.way(output).direction) for output in rule.outputs]
+        is_pending = all(wrong) or all(wrong_outputs)
+        is_partial = any(wrong) or any(wrong_outputs)
+        unjoined = self._unjoined(rule)
         return RuleFacts(
             id=rule.id,
             name=rule.name,
             input=str(rule.input),
             outputs=tuple(map(str, rule.outputs)),
-            state=state,
-            problems=tuple(dict.fromkeys(problem for problem in wrong + wrong_outputs if problem)),
+            state="pending" if is_pending else "partial" if is_partial or unjoined else "active",
+            problems=tuple(dict.fromkeys(problem for problem in [*wrong, *wrong_outputs, *unjoined] if problem)),
         )
+
+    def _ingress_problems(self, rule: Rule) -> list[str | None]:
+        """One of each interface that packets come in by."""
+        if not rule.input.is_pattern:
+            return [self._problem(rule.input.interface, "ingress")]
+        names = [
+            name for name, record in self.interfaces.items() if "ingress" in record.used and rule.input.is_on(name)
+        ]
+        if not names:
+            return [f"there is no interface that {rule.input.interface!r} matches"]
+        return [self._problem(name, "ingress") for name in names]
 
     def _problem(self, interface: str, direction: Direction) -> str | None:
         record = self.interfaces.get(interface)
         return record.problems.get(direction) if record else None
+
+    def _unjoined(self, rule: Rule) -> list[str]:
+        """The groups that could not be joined for the rule."""
+        return [
+            record.unjoined[membership.text]
+            for name, record in self.interfaces.items()
+            if record.unjoined and rule.input.is_on(name)
+            for membership in rule.input.memberships(name)
+            if membership.text in record.unjoined
+        ]
 
     def after(self, rule_id: str | None) -> Iterator[tuple[Rule, RuleRecord]]:
         """Rules in the order of their addition, from behind `rule_id` on. Busy if that one is gone."""

@@ -2,8 +2,9 @@
 
 Owns the attachments and keeps them right while interfaces come and go: a rule may name one that does not exist; when it
 appears, is deleted and made again, renamed, or changes its MTU or address, what is open there is closed or opened anew,
-groups are joined again, and the rules in the workers stay as they are. Why a direction that rules use does not work is
-kept as its problem, for people to read.
+groups are joined again, and the rules in the workers stay as they are. Where a rule names a pattern, the interfaces
+that it stands for are followed; workers know them by what they are given. Why a direction that rules use does not work
+is kept as its problem, for people to read, and so is each group that cannot be joined.
 
 Everything here happens in a turn of `changing`, so that a change of rules never sees half of it. Knows workers only as
 somebody who acknowledges commands, and never waits for one without a deadline.
@@ -13,8 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from itertools import islice
 from typing import Final, Literal
 
 from mcrelay.children import Child
@@ -23,18 +26,20 @@ from mcrelay.errors import Busy, Error, SystemRefusal
 from mcrelay.handover import Heritage
 from mcrelay.limits import ADDRESSES_MAX, RingGeometry, ring_geometry
 from mcrelay.messages import (
+    UNJOINED_MAX,
     AttachInterface,
     DetachInterface,
-    Direction,
     InterfaceRecord,
     Message,
     Ring,
     SetOwnAddresses,
 )
-from mcrelay.net.attachments import DIRECTIONS, Attachment, Attachments, Need, group, needs
+from mcrelay.net.attachments import Attachment, Attachments, Need, egress_needs
 from mcrelay.net.interfaces import Interface, Interfaces
-from mcrelay.rules import Rule
+from mcrelay.rules import Membership, Rule
+from mcrelay.steering import NETWORK
 from mcrelay.turns import in_turns
+from mcrelay.ways import DIRECTIONS, Direction
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +47,16 @@ ETHERNET_MTU: Final = 1500
 LINGER_S: Final = 5.0  # how long an interface that no rule uses any more is kept
 PROBLEM_MAX: Final = 256  # characters, messages.Text
 AGAIN_S: Final = 1.0  # after an interface that is there could not be opened
+JOIN_AGAIN_S: Final = 10.0  # after a group could not be joined: somebody may have raised a limit
+WRITTEN: Final[tuple[Direction, ...]] = ("frame", "raw4", "raw6")  # ways out for which we write headers
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """What a rule that is no longer active needed."""
+
+    needs: set[Need]
+    memberships: list[Membership]
 
 
 class Links:
@@ -60,6 +75,7 @@ class Links:
     ) -> None:
         self._data = data
         self._pages = pages
+        self._join_again: asyncio.TimerHandle | None = None
         self._changing = changing
         self._ingress = ingress
         self._ring_memory = ring_memory
@@ -88,6 +104,8 @@ class Links:
             await asyncio.wait([self._following])
         for timer in self._lingering.values():
             timer.cancel()
+        if self._join_again:
+            self._join_again.cancel()
         self._lingering.clear()
         if self._expiring:
             await asyncio.wait(self._expiring)
@@ -105,14 +123,21 @@ class Links:
 
     def records(self) -> tuple[InterfaceRecord, ...]:
         """All interfaces that rules name, and what is wrong with them."""
-        return tuple(
-            InterfaceRecord(
-                name=attachment.name,
-                slot=attachment.slot,
-                problems={d: text for d, text in attachment.problems.items() if self._is_needed(attachment, d)},
+        left = UNJOINED_MAX
+        records = []
+        for attachment in self._attachments:
+            unjoined = dict(islice(attachment.unjoined.items(), left))
+            left -= len(unjoined)
+            records.append(
+                InterfaceRecord(
+                    name=attachment.name,
+                    slot=attachment.slot,
+                    used=tuple(d for d in DIRECTIONS if self._is_needed(attachment, d)),
+                    problems={d: text for d, text in attachment.problems.items() if self._is_needed(attachment, d)},
+                    unjoined={membership.text: why[:PROBLEM_MAX] for membership, why in unjoined.items()},
+                )
             )
-            for attachment in self._attachments
-        )
+        return tuple(records)
 
     def tell(self) -> tuple[InterfaceRecord, ...]:
         """The records, for those who are to know them."""
@@ -149,10 +174,12 @@ class Links:
             self._attachments.adopt_interface(interface, descriptors)
         for memberships, descriptor in heritage.memberships:
             self._attachments.adopt_memberships(memberships, descriptor)
+        known = {attachment.name for attachment in self._attachments}
         for rule in rules:
-            for name, _direction in sorted(needs(rule)):
+            names = self._attachments.ingress_names(rule, known)
+            for name in sorted(names | {name for name, _direction in egress_needs(rule)}):
                 self._attachments.claim(name)
-            self._attachments.keep(rule)
+            self._attachments.keep(rule, names)
         self._attachments.admit(rules)
 
     async def hold(self) -> None:
@@ -190,19 +217,41 @@ class Links:
     async def provide(self, rules: list[Rule], undo: AsyncExitStack) -> None:
         """Open what these rules need, as far as it is there, and join their groups. RuleError if they name too many
         interfaces, SystemRefusal if the kernel will not open what is there."""
-        wanted = sorted({need for rule in rules for need in needs(rule)})
         present = self._interfaces.present()
-        if any(name not in present for name, _direction in wanted):
+        if any(name not in present for name, _direction in self._wanted(rules, present)):
             present = await self._interfaces.refresh()  # one that was made this very moment
+        wanted = self._wanted(rules, present)
         if any(name not in self._attachments for name, _direction in wanted) and self._attachments.is_full:
             names = {name for name, _direction in wanted}
             for need in [need for need in self._lingering if need[0] not in names]:
                 await self._detach(need)  # what lingers must not be in somebody's way
         for need in wanted:
             await self._take_up(need, present.get(need[0]), undo)
-        groups = list(dict.fromkeys(group(rule) for rule in rules))
-        undo.push_async_callback(self._attachments.leave, groups)
-        await self._attachments.join(groups)
+        memberships = [
+            membership
+            for rule in rules
+            for membership in self._attachments.memberships(rule, self._attachments.ingress_names(rule, present))
+        ]
+        undo.push_async_callback(self._attachments.leave, memberships)
+        await self._attachments.join(memberships)
+        self._see_to_unjoined()
+
+    def _wanted(self, rules: Iterable[Rule], present: Iterable[str]) -> list[Need]:
+        """What these rules need, as the interfaces are."""
+        wanted: set[Need] = set()
+        for rule in rules:
+            wanted.update((name, "ingress") for name in self._attachments.ingress_names(rule, present))
+            wanted.update(egress_needs(rule))
+        return sorted(wanted)
+
+    def _see_to_unjoined(self) -> None:
+        """Try again later what could not be joined."""
+        if self._join_again is None and any(attachment.unjoined for attachment in self._attachments):
+            self._join_again = asyncio.get_running_loop().call_later(JOIN_AGAIN_S, self._join_later)
+
+    def _join_later(self) -> None:
+        self._join_again = None
+        self._moved.set()
 
     async def _take_up(self, need: Need, interface: Interface | None, undo: AsyncExitStack) -> None:
         """Have it open if its interface is there. What lingers does so no more: it is needed again."""
@@ -246,20 +295,23 @@ class Links:
 
     def keep(self, rule: Rule) -> None:
         """The rule is active."""
-        self._attachments.keep(rule)
+        present = self._interfaces.present()
+        there = [attachment.name for attachment in self._attachments if attachment.name in present]
+        self._attachments.keep(rule, self._attachments.ingress_names(rule, there))
 
-    def release(self, rule: Rule) -> None:
+    def release(self, rule: Rule) -> Retired:
         """It is no longer; retire() does what follows from that."""
-        self._attachments.release(rule)
+        needs = self._attachments.needs(rule)
+        return Retired(needs, self._attachments.memberships(rule, self._attachments.release(rule)))
 
-    async def retire(self, rules: list[Rule]) -> None:
+    async def retire(self, retired: list[Retired]) -> None:
         """Leave and close what only these rules needed."""
-        await self._attachments.leave(group(rule) for rule in rules)
-        async for rule in in_turns(rules):
-            for need in self._attachments.unused(rule):
+        async for one in in_turns(retired):
+            await self._attachments.leave(one.memberships)
+            for need in self._attachments.unused(one.needs):
                 if not self._is_open(need):
                     self._attachments.forget_unused(need[0])
-                elif need[1] == "egress" or self._attachments[need[0]].admission:
+                elif need[1] != "ingress" or self._attachments[need[0]].admission:
                     self._linger(need)
                 else:  # all that arrives there would go on to the workers
                     await self._detach(need)
@@ -296,6 +348,8 @@ class Links:
         """Make what is open agree with the interfaces that there are."""
         present = self._interfaces.present()
         await self._tell_addresses()
+        await self._follow_patterns(present)
+        self._attachments.absorb()
         for attachment in self._attachments:
             for direction in DIRECTIONS:
                 try:
@@ -307,11 +361,43 @@ class Links:
             self._log_changes(self._told)
             self._on_change()
 
+    async def _follow_patterns(self, present: Mapping[str, Interface]) -> None:
+        """Have each pattern stand for the interfaces that match it now, as many as there is room for."""
+        changed: list[Rule] = []
+        gone: list[Retired] = []
+        for rule, before in self._attachments.patterns():
+            now = self._attachments.ingress_names(rule, present)
+            room = [name for name in sorted(now) if name in self._attachments or self._claim_if_room(name)]
+            if set(room) == before:
+                continue
+            gone.append(self.release(rule))
+            self._attachments.keep(rule, room)
+            changed.append(rule)
+        if not changed:
+            return
+        self._attachments.admit(changed)
+        await self.retire(gone)
+        for attachment in self._attachments:
+            if "ingress" in attachment.sockets:
+                await self._attachments.rejoin(attachment)
+
+    def _claim_if_room(self, name: str) -> bool:
+        if self._attachments.is_full:
+            log.warning("interface %s matches a pattern, but a daemon serves no more interfaces", name)
+            return False
+        slot = self._attachments.claim(name).slot
+        for page in self._pages:
+            page.clear_interface(slot)
+        return True
+
     async def _settle_one(self, attachment: Attachment, direction: Direction, interface: Interface | None) -> None:
         if direction in attachment.sockets and self._has_moved(attachment, direction, interface):
             await self._detach((attachment.name, direction))
         if self._is_needed(attachment, direction):
             await self._bring_up(attachment, direction, interface)
+        if direction == "ingress" and attachment.unjoined:
+            await self._attachments.rejoin(attachment)
+            self._see_to_unjoined()
 
     async def _tell_addresses(self) -> None:
         """Have the workers know this host's addresses, if those are others now."""
@@ -340,13 +426,24 @@ class Links:
         for name in dict.fromkeys(name for name, _direction in known.keys() - now.keys()):
             if not any(needed == name for needed, _direction in now):
                 log.info("interface %s is there and in use", name)
+        unjoined = {record.name: len(record.unjoined) for record in before}
+        for attachment in self._attachments:
+            if len(attachment.unjoined) > unjoined.get(attachment.name, 0):
+                membership, why = next(reversed(attachment.unjoined.items()))
+                log.warning(
+                    "%s: %d groups cannot be joined, such as %s: %s",
+                    attachment.name,
+                    len(attachment.unjoined),
+                    membership.text,
+                    why,
+                )
 
     def _has_moved(self, attachment: Attachment, direction: Direction, interface: Interface | None) -> bool:
         """What is open there has to be closed: it is of no use, or of not enough."""
         if interface is None or self._attachments.is_stale(attachment, direction, interface):
             return True
-        if direction == "egress":
-            return not interface.has_ipv4
+        if direction != "ingress":
+            return _lacks_address(direction, interface) != 0
         ring, opened = self._ring_for(interface.mtu), attachment.opened[direction]
         # A packet that is longer than its slot is relayed, but takes a longer way.
         return ring.frame_size > attachment.ring.frame_size if ring and attachment.ring else interface.mtu > opened.mtu
@@ -356,22 +453,23 @@ class Links:
         problem = _problem(attachment.name, direction, interface)
         if interface and not problem and direction not in attachment.sockets:
             await self._open(attachment, direction, interface)
-        elif interface and direction == "egress" and direction in attachment.sockets:
-            await self._set_mtu(attachment, interface)
+        elif interface and direction != "ingress" and direction in attachment.sockets:
+            await self._set_facts(attachment, direction, interface)
         if problem:
             attachment.problems[direction] = problem
         else:
             attachment.problems.pop(direction, None)
 
-    async def _set_mtu(self, attachment: Attachment, interface: Interface) -> None:
-        before = attachment.opened["egress"]
-        if before.mtu == interface.mtu:
+    async def _set_facts(self, attachment: Attachment, direction: Direction, interface: Interface) -> None:
+        """Have the workers know the interface's MTU and, where they write headers, its addresses."""
+        before = attachment.opened[direction]
+        if before.mtu == interface.mtu and (direction not in WRITTEN or before.link() == interface.link()):
             return
-        attachment.opened["egress"] = interface
+        attachment.opened[direction] = interface
         try:
-            await self._attach_everywhere(attachment, "egress")
+            await self._attach_everywhere(attachment, direction)
         except BaseException:
-            attachment.opened["egress"] = before
+            attachment.opened[direction] = before
             raise
 
     async def _open(self, attachment: Attachment, direction: Direction, interface: Interface) -> None:
@@ -402,13 +500,18 @@ class Links:
         ticket = child.ticket()
         await child.command(ticket, (SetOwnAddresses(ticket=ticket, addresses=self._own), ()))
 
-    async def attach_all(self, child: Child, direction: Direction) -> None:
-        """Give a worker's new life all that is open in this direction."""
-        if self._is_held and direction == "ingress":
-            return
+    async def attach_ways_out(self, child: Child) -> None:
+        """Give a worker's new life all that is open for sending."""
         for attachment in self._attachments:
-            if direction in attachment.sockets:
-                await self._attach(child, attachment, direction)
+            for direction in attachment.sockets:
+                if direction != "ingress":
+                    await self._attach(child, attachment, direction)
+
+    async def attach_ingress(self, child: Child) -> None:
+        """Give it all that is open for receiving."""
+        for attachment in self._attachments:
+            if "ingress" in attachment.sockets and not self._is_held:
+                await self._attach(child, attachment, "ingress")
 
     async def _attach_everywhere(self, attachment: Attachment, direction: Direction) -> None:
         await asyncio.gather(*(self._attach(child, attachment, direction) for child in self._ready_workers()))
@@ -424,6 +527,7 @@ class Links:
             direction=direction,
             ring=Ring(ring.block_size, ring.blocks, ring.frame_size) if ring else None,
             loopback=attachment.opened[direction].is_loopback,
+            link=attachment.opened[direction].link().packed.hex() if direction in WRITTEN else None,
         )
         await child.command(ticket, (message, [attachment.sockets[direction][child.index].fileno()]))
 
@@ -478,6 +582,15 @@ def _problem(name: str, direction: Direction, interface: Interface | None) -> st
         return f"there is no interface {name!r}"
     if not interface.is_up:
         return f"interface {name!r} is down (ip link set {name} up)"
-    if direction == "egress" and not interface.has_ipv4:
-        return f"interface {name!r} has no IPv4 address to send from (ip address add ADDRESS/LENGTH dev {name})"
+    if direction == "frame" and interface.network == NETWORK:
+        return f"interface {name!r} is of a kind whose frames we cannot write: leave out source=keep and sport"
+    if direction != "ingress" and (version := _lacks_address(direction, interface)):
+        return f"interface {name!r} has no IPv{version} address to send from (ip address add ADDRESS/LENGTH dev {name})"
     return None
+
+
+def _lacks_address(direction: Direction, interface: Interface) -> int:
+    """The IP version of which the interface must have an address for this way out, and has none; else 0."""
+    if direction.endswith("4") and not interface.has_ipv4:
+        return 4
+    return 6 if direction.endswith("6") and not interface.has_ipv6 else 0

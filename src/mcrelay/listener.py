@@ -21,9 +21,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
+from mcrelay.api import Failure
 from mcrelay.codec import encode
 from mcrelay.errors import Error, NotPermitted, UsageError
-from mcrelay.messages import Failure
 from mcrelay.process import group_id
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ beside a message (SCM_RIGHTS); `descriptors()` says how many belong to it.
     supervisor_sock  supervisor -> any worker       Start; to the control plane also Client, RecordRules
     request_sock     any worker <-> supervisor      requests and replies by id, Ready, Acknowledge
     command_sock     supervisor -> data plane       interfaces, rules, own addresses, Shutdown
-    client           client <-> control plane       the API (docs/protocol.md)
+    client           client <-> control plane       the API (api.py)
     handover_sock    supervisor <-> its successor   what outlives a daemon
 """
 
@@ -27,11 +27,10 @@ from mcrelay.limits import (
     RULES_MAX,
     WORKERS_MAX,
 )
+from mcrelay.ways import Direction
 
 ChannelName = Literal["supervisor_sock", "request_sock", "command_sock", "client", "handover_sock"]
 Role = Literal["supervisor", "control", "data", "client", "successor"]
-Direction = Literal["ingress", "egress"]
-
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Text = Annotated[str, msgspec.Meta(max_length=256)]
 LongText = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -43,6 +42,7 @@ OutputCounter = Annotated[int, msgspec.Meta(ge=0, lt=OUTPUTS_MAX)]
 Slot = Annotated[int, msgspec.Meta(ge=0, lt=INTERFACES_MAX)]
 Mtu = Annotated[int, msgspec.Meta(ge=68, le=65536)]
 Positive = Annotated[int, msgspec.Meta(ge=0)]
+UNJOINED_MAX: Final = 100  # groups, of all interfaces, that are told; a log line has how many there are
 
 
 def _tag(class_name: str) -> str:
@@ -68,11 +68,14 @@ class RuleRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class InterfaceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An interface that rules name, between our processes: its slot, and why a direction that is used does not work."""
+    """An interface that rules name or stand for, between our processes: its slot, which directions rules use, why one
+    of those does not work, and the groups (SOURCE@GROUP) that the kernel does not let us join there, up to a number."""
 
     name: Text
     slot: Slot
+    used: tuple[Direction, ...]
     problems: dict[Direction, Text]
+    unjoined: Annotated[dict[Text, Text], msgspec.Meta(max_length=UNJOINED_MAX)]
 
 
 class ProcessFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -235,6 +238,7 @@ class AttachInterface(Message, frozen=True):
     direction: Direction
     ring: Ring | None = None
     loopback: bool = False  # local programs send on it from addresses of this host
+    link: Text | None = None  # ways.Link, packed, in hexadecimal digits: of a way out for which we write headers
 
     def descriptors(self) -> int:
         return 1
@@ -288,218 +292,6 @@ class Shutdown(Message, frozen=True):
     """Finish what is in hand and exit."""
 
 
-# --- client ----------------------------------------------------------------------------------------------------------
-
-
-class Ping(Message, frozen=True):
-    id: Id
-
-
-class Pong(Message, frozen=True):
-    id: Id
-
-
-class GetVersion(Message, frozen=True):
-    id: Id
-
-
-class Version(Message, frozen=True):
-    id: Id
-    version: str
-    protocol: int
-
-
-class Add(Message, frozen=True):
-    id: Id
-    # Generous: the parser says better what is wrong with a long text.
-    input: HugeText
-    outputs: Annotated[tuple[HugeText, ...], msgspec.Meta(max_length=4 * RULE_OUTPUTS_MAX)]  # parse_rule says why not
-    name: HugeText | None = None
-
-
-RuleState = Literal["active", "partial", "pending", "suspended"]
-
-
-class RuleFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A rule, and whether it works now. `partial`: some outputs do not; `pending`: the input does not, or no output
-    does; `suspended`: its output came back by way of another relay. `problems` says why."""
-
-    id: str
-    name: str | None
-    input: str
-    outputs: tuple[str, ...]
-    state: RuleState
-    problems: tuple[str, ...]
-
-
-class Added(Message, frozen=True):
-    id: Id
-    rule: RuleFacts
-    generation: Id
-    workers: Positive
-
-
-class Remove(Message, frozen=True):
-    id: Id
-    rule: HugeText  # name or id
-
-
-class Removed(Message, frozen=True):
-    id: Id
-    rule: RuleFacts
-    generation: Id
-    workers: Positive
-
-
-class RuleText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A rule as a client writes it."""
-
-    input: HugeText
-    outputs: Annotated[tuple[HugeText, ...], msgspec.Meta(max_length=4 * RULE_OUTPUTS_MAX)]
-    name: HugeText | None = None
-
-
-class Change(Message, frozen=True):
-    """Add and remove rules: all of it or nothing. A long list takes several messages of one id, of which the last is
-    `complete`; nothing happens before that. With `expect`, the last one's, only if the rules are still those of that
-    generation."""
-
-    id: Id
-    add: tuple[RuleText, ...]
-    remove: tuple[HugeText, ...]  # names or ids
-    complete: bool
-    expect: Id | None = None
-
-
-class Changed(Message, frozen=True):
-    id: Id
-    generation: Id
-    added: Positive
-    removed: Positive
-    workers: Positive
-
-
-class ListRules(Message, frozen=True):
-    id: Id
-    after: Text | None = None  # the id of the last rule already seen
-
-
-class InterfaceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An interface that rules name, over all workers."""
-
-    name: str
-    problems: tuple[str, ...]  # why rules cannot use it
-    frames: int  # that came in for rules, or nearly
-    overruns: int  # of which the kernel dropped so many, because workers did not read fast enough
-    merged: int  # frames of several datagrams that had to be dropped
-    segments_refused: int
-    segmentation: bool  # false: it refused segments, and datagrams leave it one by one
-
-
-class Rules(Message, frozen=True):
-    id: Id
-    generation: Id
-    rules: tuple[RuleFacts, ...]
-    interfaces: tuple[InterfaceFacts, ...]
-    more: bool
-
-
-class OutputStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    output: str
-    packets: int
-    bytes: int
-    dropped: dict[str, int]
-
-
-class RuleStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    id: str
-    name: str | None
-    input: str
-    packets: int  # that matched
-    bytes: int
-    forwarded: int
-    dropped: int
-    own: int  # that matched, but came from this host: not in packets
-    looped: int  # that matched, but while the rule was suspended: not in packets
-    suspensions: int
-    outputs: tuple[OutputStats, ...]
-
-
-class WorkerStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    index: int
-    received: int
-    received_bytes: int
-    forwarded: int
-    copies: int
-    copies_bytes: int
-    pool_exhausted: int
-    pool_slots: int
-    pool_free: int
-    batches: int
-    sends: int  # calls that sent the copies: several copies at once where they could be segments
-    segments_refused: int
-    frames_malformed: int
-    dropped: dict[str, int]
-
-
-class GetStats(Message, frozen=True):
-    id: Id
-    after: Text | None = None
-
-
-class Stats(Message, frozen=True):
-    """Counters of all workers, and of as many rules as a frame holds: ask again with `after` while there is more."""
-
-    id: Id
-    generation: Id
-    workers: tuple[WorkerStats, ...]
-    rules: tuple[RuleStats, ...]
-    more: bool
-    frames_malformed: int  # from clients and on the control plane's own channels
-
-
-class RestartWorker(Message, frozen=True):
-    """Replace a data plane's process; nothing is lost."""
-
-    id: Id
-    index: Positive
-
-
-class Restarted(Message, frozen=True):
-    id: Id
-    index: Positive
-    pid: int
-
-
-class Upgrade(Message, frozen=True):
-    """Have the program, as it is installed now, take the place of the running daemon; nothing is lost."""
-
-    id: Id
-
-
-class Upgraded(Message, frozen=True):
-    id: Id
-    pid: int  # of the new daemon
-
-
-class GetWorkers(Message, frozen=True):
-    id: Id
-
-
-class Workers(Message, frozen=True):
-    id: Id
-    processes: tuple[ProcessFacts, ...]
-
-
-class Failure(Message, frozen=True):
-    """What was asked for did not happen. `id` is null if the request's could not be read."""
-
-    id: Id | None
-    code: Text
-    message: LongText
-    hint: LongText
-
-
 # --- handover_sock ---------------------------------------------------------------------------------------------------
 
 
@@ -517,8 +309,8 @@ class Inherit(Message, frozen=True):
 
 
 class InheritInterface(Message, frozen=True):
-    """One direction of an interface. With it: a socket for each worker, and, if it `filters`, the filter's map and
-    program."""
+    """One direction of an interface. With it: a socket for each worker, and, if it `filters`, the filter's two maps
+    and its program."""
 
     name: Text
     slot: Slot
@@ -531,18 +323,19 @@ class InheritInterface(Message, frozen=True):
     workers: Annotated[int, msgspec.Meta(ge=1, le=WORKERS_MAX)]
 
     def descriptors(self) -> int:
-        return self.workers + (2 if self.filters else 0)
+        return self.workers + (3 if self.filters else 0)
 
 
-class Membership(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     index: Positive  # of the interface
-    group: Text
+    group: AddressText
+    source: AddressText | None
 
 
 class InheritMemberships(Message, frozen=True):
     """A socket that is a member of these groups."""
 
-    memberships: tuple[Membership, ...]
+    memberships: tuple[Member, ...]
 
     def descriptors(self) -> int:
         return 1
@@ -565,6 +358,3 @@ class Proceed(Message, frozen=True):
 
 class TookOver(Message, frozen=True):
     """The successor forwards."""
-
-
-PROTOCOL: Final = 1

@@ -39,6 +39,7 @@ CAP_KILL: Final = 5
 CAP_SETGID: Final = 6
 CAP_SETUID: Final = 7
 CAP_SETPCAP: Final = 8
+CAP_NET_BIND_SERVICE: Final = 10
 CAP_NET_ADMIN: Final = 12
 CAP_NET_RAW: Final = 13
 CAP_SYS_NICE: Final = 23
@@ -49,6 +50,7 @@ CAPABILITY_VERSION_3: Final = 0x20080522
 SUPERVISOR_CAPABILITIES: Final = {
     CAP_NET_RAW: "packet sockets, and sockets bound to an interface",
     CAP_NET_ADMIN: "their buffers beyond the system's limit",
+    CAP_NET_BIND_SERVICE: "ports below 1024 that unicast rules take packets at",
     CAP_BPF: "the filter in front of packet sockets",
     CAP_SYS_NICE: "data planes that are preferred on their cores",
     CAP_KILL: "to end workers, which are somebody else",

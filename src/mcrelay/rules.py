@@ -1,84 +1,180 @@
 """Rules: what comes in where, and what goes out where.
 
-Owns the text form of inputs, outputs and rules (the same in files, on the command line and in JSON), their validation
-as far as text alone can tell, ids, the rule set with its uniqueness, and the compiled entry that an engine looks up.
-Knows nothing of sockets, interfaces that exist, processes or time: the same text means the same everywhere.
+Owns what inputs, outputs and rules are, how they are written (the same in files, on the command line and in JSON), ids,
+which of several rules takes a packet, and the rule set with its uniqueness. Knows nothing of sockets, interfaces that
+exist, processes or time. ruletext.py reads what is written here.
 
-    INPUT    [SOURCE@]ADDRESS[/PREFIX]:PORT%INTERFACE     239.1.1.1:5000%eth0
-    OUTPUT   ADDRESS:PORT%INTERFACE[,key=value...]        239.2.2.2:6000%eth1,ttl=8
+    INPUT    [SOURCE@]ADDRESS[/PREFIX]:PORT%INTERFACE[,vlan=N]     239.1.1.1:5000%eth0
+    OUTPUT   ADDRESS[/PREFIX]:PORT%INTERFACE[,key=value...]        239.2.2.2:6000%eth1,ttl=8
 
 IPv6 addresses stand in brackets. Internally every address is 128 bits wide, IPv4 mapped into IPv6 (RFC 4291 section
-2.5.5.2), so that later address families need no second model.
+2.5.5.2), so there is one model for both.
+
+Of several rules that match a packet, one takes it: that for the longest prefix of the destination (an exact address
+is the longest); of those, one with a source before one without, as routers prefer (S,G) to (*,G); of those, one with a
+port before one for any port. A rule for an interface by its name comes before one for a pattern, and a longer pattern
+before a shorter one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import struct
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Final
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final, Literal, NamedTuple
 
 from mcrelay.errors import Conflict, RuleError
-from mcrelay.limits import RULE_OUTPUTS_MAX
-from mcrelay.steering import steer
+from mcrelay.steering import steer, steer_address
+from mcrelay.ways import Way
 
 Address = IPv4Address | IPv6Address
-Target = tuple[Address, int | None, str]  # address, port, interface: what one rule sends to and another takes
+Protocol = Literal["udp", "esp"]
 
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RULE_ID: Final = re.compile(r"[0-9a-f]{12}")
-# A kernel interface name (dev_valid_name: at most 15 bytes, no white space, no '/' or ':'), less the characters that
-# the text form itself uses.
-INTERFACE: Final = re.compile(r"[^\s/:%,@\x00-\x1f\ud800-\udfff]{1,15}")
+BROADCAST: Final = IPv4Address("255.255.255.255")
+GROUPS_JOINED_MAX: Final = 1024  # of a prefix; of a shorter one none is joined: it takes what comes
 
-# What ip_address() takes for IPv4, five times as fast: rule sets have thousands.
-_OCTET: Final = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-DOTTED_QUAD: Final = re.compile(r"\.".join([_OCTET] * 4))
+SHOWN_MAX: Final = 160  # characters of an offending text
 
-SHOWN_MAX: Final = 100  # characters of an offending text
 
-INPUT_FORM: Final = "ADDRESS:PORT%INTERFACE, for example 239.1.1.1:5000%eth0"
-OUTPUT_FORM: Final = "ADDRESS:PORT%INTERFACE[,ttl=N], for example 239.2.2.2:6000%eth1,ttl=8"
+def shown(text: str) -> str:
+    """An offending text as an error quotes it, not longer than a line."""
+    return repr(text if len(text) <= SHOWN_MAX else text[: SHOWN_MAX - 3] + "...")
+
+
+def bits(address: Address) -> int:
+    """How long the address is."""
+    return 32 if address.version == 4 else 128
+
+
+def masked(address: Address, prefix: int) -> int:
+    """The address as a number, without what is behind the prefix."""
+    behind = bits(address) - prefix
+    return int(address) >> behind << behind
+
+
+class Membership(NamedTuple):
+    """A group that a rule's packets come to, of which this host has to be a member; of one source if that is given."""
+
+    interface: str
+    group: Address
+    source: Address | None = None
+
+    @property
+    def text(self) -> str:
+        """Without the interface."""
+        return f"{self.source}@{self.group}" if self.source else str(self.group)
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """Which packets a rule takes. `port` None is any port, `prefix` the length of a group prefix, None an exact group,
-    `source` None any source."""
+    """Which packets a rule takes. `port` None is any port (and ESP, which has none), `prefix` the length of a prefix of
+    the destination, None an exact address, `source` None any source, `vlan` None untagged."""
 
-    group: Address
+    address: Address
     port: int | None
-    interface: str
+    interface: str  # a name, or a pattern: eth+ is each interface whose name begins with eth
     source: Address | None = None
     prefix: int | None = None
+    vlan: int | None = None
+    protocol: Protocol = "udp"
 
     @property
-    def target(self) -> Target:
-        return self.group, self.port, self.interface
+    def is_pattern(self) -> bool:
+        return self.interface.endswith("+")
+
+    @property
+    def is_exact(self) -> bool:
+        """One destination and port."""
+        return self.prefix is None and self.port is not None
+
+    def is_on(self, interface: str) -> bool:
+        if self.is_pattern:
+            return interface.startswith(self.interface[:-1])
+        return self.interface == interface
+
+    def memberships(self, interface: str) -> Iterator[Membership]:
+        """What has to be joined on an interface: nothing for unicast, nor for a prefix of too many groups."""
+        if not self.address.is_multicast:
+            return
+        if self.prefix is None:
+            yield Membership(interface, self.address, self.source)
+        elif 1 << bits(self.address) - self.prefix <= GROUPS_JOINED_MAX:
+            for number in range(1 << bits(self.address) - self.prefix):
+                yield Membership(interface, self.address + number, self.source)
 
     def __str__(self) -> str:
-        source = f"{self.source}@" if self.source else ""
+        source = f"{_bracketed(self.source)}@" if self.source else ""
         prefix = f"/{self.prefix}" if self.prefix is not None else ""
-        port = "*" if self.port is None else self.port
-        return f"{source}{_bracketed(self.group)}{prefix}:{port}%{self.interface}"
+        port = "esp" if self.protocol == "esp" else "*" if self.port is None else self.port
+        vlan = f",vlan={self.vlan}" if self.vlan is not None else ""
+        return f"{source}{_bracketed(self.address)}{prefix}:{port}%{self.interface}{vlan}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """At most so many bits (of IP packets, headers included) or packets a second."""
+
+    number: int
+    unit: Literal["bit", "pps"]
+
+    def __str__(self) -> str:
+        for factor, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+            if self.number % factor == 0:
+                return f"{self.number // factor}{letter}{self.unit}"
+        return f"{self.number}{self.unit}"
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where one copy goes. `ttl` None: one less than the packet came with, never below 1."""
+    """Where one copy goes, and what it looks like. `address` None: where the packet went; with a `prefix`, its bits
+    behind that are the packet's. `port` None: the packet's. `ttl` None: one less than the packet came with, never below
+    1. `dscp` None: as it came. `source` and `source_port` None: what the kernel chooses."""
 
-    address: Address
-    port: int
+    address: Address | None
+    port: int | None
     interface: str
-    ttl: int | None = None
+    prefix: int | None = None
+    ttl: int | Literal["keep"] | None = None
+    dscp: int | None = None
+    source: Address | Literal["keep"] | None = None
+    source_port: int | Literal["keep"] | None = None
+    rate: Rate | None = None
+    loop: bool = False  # receivers on this host hear it, too
+    paused: bool = False
+    protocol: Protocol = "udp"
 
     def __str__(self) -> str:
-        ttl = f",ttl={self.ttl}" if self.ttl is not None else ""
-        return f"{_bracketed(self.address)}:{self.port}%{self.interface}{ttl}"
+        address = "=" if self.address is None else _bracketed(self.address)
+        prefix = f"/{self.prefix}" if self.prefix is not None else ""
+        port = "esp" if self.protocol == "esp" else "=" if self.port is None else self.port
+        options = "".join(
+            f",{key}={value}"
+            for key, value in (
+                ("ttl", self.ttl),
+                ("dscp", self.dscp),
+                ("source", self.source),
+                ("sport", self.source_port),
+                ("rate", self.rate),
+            )
+            if value is not None
+        )
+        flags = (",loop" if self.loop else "") + (",paused" if self.paused else "")
+        return f"{address}{prefix}:{port}%{self.interface}{options}{flags}"
+
+
+class Target(NamedTuple):
+    """What one rule sends to and another takes. `port` None: any. `source` None: what the kernel chooses, or whatever
+    the packets come with."""
+
+    address: Address
+    prefix: int
+    port: int | None
+    interface: str
+    source: Address | None = None
 
 
 @dataclass(frozen=True)
@@ -99,169 +195,65 @@ class Rule:
 
     def owners(self, workers: int) -> tuple[int, ...]:
         """The workers that must know the rule: the one to which the kernel steers its packets, or all of them if its
-        packets have no single destination."""
-        if self.input.port is None or self.input.prefix is not None:
+        packets have no single destination. IPv6 is steered by the address alone, since fragments have no port."""
+        if self.input.prefix is not None or (self.input.address.version == 4 and self.input.port is None):
             return tuple(range(workers))
-        return (steer(int(self.input.group), self.input.port) % workers,)
+        if self.input.address.version == 6 or self.input.port is None:
+            return (steer_address(self.input.address.packed) % workers,)
+        return (steer(int(self.input.address), self.input.port) % workers,)
 
+    def address_of(self, output: Output) -> Address:
+        """What the output sends to, or the first address of the prefix that it sends to."""
+        return self.input.address if output.address is None else output.address
 
-# --- text to rule ---------------------------------------------------------------------------------------------------
+    def way(self, output: Output) -> Way:
+        address = self.address_of(output)
+        version = address.version
+        if output.protocol == "esp" or output.source == "keep" or output.source_port is not None:
+            if address.is_multicast or address == BROADCAST:
+                return Way.FRAME
+            return Way.RAW4 if version == 4 else Way.RAW6
+        if output.loop:
+            return Way.LOOP4 if version == 4 else Way.LOOP6
+        return Way.UDP4 if version == 4 else Way.UDP6
 
-
-def parse_rule(input: str, outputs: Iterable[str], name: str | None = None) -> Rule:
-    """A rule from its texts. RuleError names the offending text, what is wrong with it and what would be right."""
-    if name is not None:
-        check_name(name)
-    parsed_input = parse_input(input)
-    texts = tuple(outputs)
-    if not texts:
-        raise RuleError(f"rule {input!r} has no output", f"give at least one: {OUTPUT_FORM}")
-    if len(texts) > RULE_OUTPUTS_MAX:
-        raise RuleError(f"rule {input!r} has {len(texts)} outputs", f"at most {RULE_OUTPUTS_MAX} are possible")
-    parsed_outputs: list[Output] = []
-    taken = {parsed_input.target}
-    for text in texts:
-        output = parse_output(text)
-        target = (output.address, output.port, output.interface)
-        if target in taken:
-            if not any(target == (other.address, other.port, other.interface) for other in parsed_outputs):
-                raise RuleError(
-                    f"output {text!r} is where the input comes from: the relay would feed itself",
-                    "send to another group, port or interface",
-                )
-            raise RuleError(f"output {text!r} is given twice", "name each output once; receivers would get duplicates")
-        taken.add(target)
-        parsed_outputs.append(output)
-    return Rule(parsed_input, tuple(parsed_outputs), name)
-
-
-def check_name(name: str) -> None:
-    if not name:
-        raise RuleError("the rule's name is empty", "leave the name out or give one of 1 to 64 characters")
-    if not NAME.fullmatch(name):
-        raise RuleError(
-            f"name {_shown(name)} is not possible",
-            "use 1 to 64 letters, digits, '.', '_' and '-', starting with a letter or digit",
+    def with_paused(self, which: str | None, *, paused: bool) -> Rule:
+        """The same with one output (its text, its ADDRESS:PORT%INTERFACE, or its number, counted from 1) or all of them
+        paused, or not. RuleError if it has no such output."""
+        texts = [str(output) for output in self.outputs]
+        chosen = {n for n, text in enumerate(texts) if which in (None, str(n + 1), text, text.split(",")[0])}
+        if not chosen:
+            raise RuleError(
+                f"rule {self.label} has no output {shown(which or '')}",
+                f"it has {', '.join(text.split(',')[0] for text in texts)}"[: SHOWN_MAX * 4],
+            )
+        outputs = tuple(
+            replace(output, paused=paused) if n in chosen else output for n, output in enumerate(self.outputs)
         )
-    if RULE_ID.fullmatch(name):
-        raise RuleError(f"name {name!r} looks like a rule's id", "choose a name that cannot be mistaken for one")
+        return replace(self, outputs=outputs)
 
-
-def parse_input(text: str) -> Input:
-    what = f"input {_shown(text)}"
-    endpoint, interface = _split_interface(text, what, INPUT_FORM)
-    source_text, at, rest = endpoint.rpartition("@")
-    address, prefix, port = _parse_endpoint(rest, what, INPUT_FORM)
-    if at:
-        _parse_address(source_text, what)
-        raise RuleError(f"{what}: a source is not supported yet", f"leave out {source_text + '@'!r}")
-    if prefix is not None:
-        raise RuleError(f"{what}: a group prefix is not supported yet", "name one group per rule")
-    if port == "*":
-        raise RuleError(f"{what}: any port is not supported yet", "name one port per rule")
-    if not address.is_multicast:
-        raise RuleError(
-            f"{what}: {address} is not a multicast group",
-            "unicast inputs are not supported yet; use a group in 224.0.0.0/4",
-        )
-    return Input(address, _parse_port(port, what), interface)
-
-
-def parse_output(text: str) -> Output:
-    what = f"output {_shown(text)}"
-    head, *options = text.split(",")
-    endpoint, interface = _split_interface(head, what, OUTPUT_FORM)
-    address, prefix, port = _parse_endpoint(endpoint, what, OUTPUT_FORM)
-    if prefix is not None:
-        raise RuleError(f"{what}: an output has no prefix", OUTPUT_FORM)
-    if address.is_unspecified or address == IPv4Address("255.255.255.255"):
-        raise RuleError(f"{what}: cannot send to {address}", "use a group or a host's unicast address")
-    ttl: int | None = None
-    for option in options:
-        key, equals, value = option.partition("=")
-        if key != "ttl" or not equals:
-            raise RuleError(f"{what}: unknown option {_shown(option)}", "the only option is ttl=N, N from 1 to 255")
-        if ttl is not None:
-            raise RuleError(f"{what}: ttl is given twice", "give it once")
-        ttl = _parse_number(value)
-        if ttl is None or not 1 <= ttl <= 255:
-            raise RuleError(f"{what}: ttl {_shown(value)} is not possible", "use a number from 1 to 255")
-    return Output(address, _parse_port(port, what), interface, ttl)
-
-
-def _shown(text: str) -> str:
-    """An offending text as an error quotes it, not longer than a line."""
-    return repr(text if len(text) <= SHOWN_MAX else text[: SHOWN_MAX - 3] + "...")
+    def target(self, output: Output) -> Target:
+        address = self.address_of(output)
+        follows = output.address is None or output.prefix is not None
+        prefix = self.input.prefix if follows and self.input.prefix is not None else bits(address)
+        port = self.input.port if output.port is None else output.port
+        source = output.source if isinstance(output.source, IPv4Address | IPv6Address) else None
+        return Target(address, prefix, port, output.interface, source)
 
 
 def _bracketed(address: Address) -> str:
     return f"[{address}]" if address.version == 6 else str(address)
 
 
-def _split_interface(text: str, what: str, form: str) -> tuple[str, str]:
-    endpoint, percent, interface = text.rpartition("%")
-    if not percent:
-        raise RuleError(f"{what} names no interface", f"write {form}")
-    if not INTERFACE.fullmatch(interface) or len(interface.encode()) > 15 or interface in (".", ".."):
-        raise RuleError(
-            f"{what}: {_shown(interface)} is not an interface name",
-            "'ip -brief link' lists the interfaces of this host",
-        )
-    return endpoint, interface
-
-
-def _parse_endpoint(text: str, what: str, form: str) -> tuple[IPv4Address, int | None, str]:
-    host, colon, port = text.rpartition(":")
-    if text.count(":") != 1 and _is_ipv6(text):
-        raise RuleError(f"{what}: IPv6 is not supported yet", "use IPv4 addresses")
-    if not colon or text.endswith("]"):
-        raise RuleError(f"{what} has no port", f"write {form}")
-    address_text, slash, prefix_text = host.partition("/")
-    address = _parse_address(address_text, what)
-    prefix: int | None = None
-    if slash:
-        prefix = _parse_number(prefix_text)
-        if prefix is None or prefix > 32:
-            raise RuleError(f"{what}: prefix {slash + prefix_text!r} is not possible", "use /0 to /32")
-    return address, prefix, port
-
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        return ip_address(_unbracketed(text)).version == 6
-    except ValueError:
+def _takes(given: Input, target: Target) -> bool:
+    if given.vlan is not None or given.address.version != target.address.version or not given.is_on(target.interface):
         return False
-
-
-def _unbracketed(text: str) -> str:
-    return text[1:-1] if text.startswith("[") and text.endswith("]") else text
-
-
-def _parse_address(text: str, what: str) -> IPv4Address:
-    if match := DOTTED_QUAD.fullmatch(text):
-        a, b, c, d = map(int, match.groups())
-        return IPv4Address(a << 24 | b << 16 | c << 8 | d)
-    try:
-        address = ip_address(_unbracketed(text))
-    except ValueError:
-        raise RuleError(
-            f"{what}: {_shown(text)} is not an IP address", "write it in full, for example 239.1.1.1"
-        ) from None
-    if isinstance(address, IPv6Address):
-        raise RuleError(f"{what}: IPv6 is not supported yet", "use IPv4 addresses")
-    return address
-
-
-def _parse_number(text: str) -> int | None:
-    # int() also takes signs, spaces, underscores and other scripts' digits.
-    return int(text) if re.fullmatch(r"[0-9]{1,6}", text) else None
-
-
-def _parse_port(text: str, what: str) -> int:
-    port = _parse_number(text)
-    if port is None or not 1 <= port <= 65535:
-        raise RuleError(f"{what}: port {_shown(text)} is not possible", "use a number from 1 to 65535")
-    return port
+    if given.port is not None and target.port is not None and given.port != target.port:
+        return False
+    if given.source is not None and target.source is not None and given.source != target.source:
+        return False
+    prefix = min(bits(given.address) if given.prefix is None else given.prefix, target.prefix)
+    return masked(given.address, prefix) == masked(target.address, prefix)
 
 
 # --- the set --------------------------------------------------------------------------------------------------------
@@ -273,7 +265,8 @@ class RuleSet:
 
     _by_id: dict[str, Rule] = field(default_factory=dict)
     _by_name: dict[str, Rule] = field(default_factory=dict)
-    _by_target: dict[Target, Rule] = field(default_factory=dict)
+    _by_destination: dict[tuple[Address, int | None], dict[str, Rule]] = field(default_factory=dict)  # of exact inputs
+    _wide: dict[str, Rule] = field(default_factory=dict)  # of inputs with a prefix or any port
 
     @classmethod
     def of(cls, rules: Iterable[Rule]) -> RuleSet:
@@ -307,26 +300,39 @@ class RuleSet:
     def add(self, rule: Rule) -> None:
         self.check_addable(rule)
         self._by_id[rule.id] = rule
-        self._by_target[rule.input.target] = rule
+        if rule.input.is_exact:
+            self._by_destination.setdefault((rule.input.address, rule.input.port), {})[rule.id] = rule
+        else:
+            self._wide[rule.id] = rule
         if rule.name is not None:
             self._by_name[rule.name] = rule
 
     def remove(self, rule_id: str) -> Rule:
         rule = self._by_id.pop(rule_id)
-        del self._by_target[rule.input.target]
+        if rule.input.is_exact:
+            there = self._by_destination[rule.input.address, rule.input.port]
+            del there[rule.id]
+            if not there:
+                del self._by_destination[rule.input.address, rule.input.port]
+        else:
+            del self._wide[rule_id]
         if rule.name is not None:
             del self._by_name[rule.name]
         return rule
 
-    def fed_by(self, target: Target) -> Rule | None:
-        """The rule that takes what is sent there."""
-        return self._by_target.get(target)
+    def fed_by(self, target: Target) -> Iterator[Rule]:
+        """The rules that may take what is sent there."""
+        if target.port is not None and target.prefix == bits(target.address):
+            candidates = [*self._by_destination.get((target.address, target.port), {}).values(), *self._wide.values()]
+        else:
+            candidates = list(self)
+        return (rule for rule in candidates if _takes(rule.input, target))
 
     def find(self, name_or_id: str) -> Rule:
         """RuleError if no rule is called that."""
         rule = self._by_name.get(name_or_id) or self._by_id.get(name_or_id)
         if rule is None:
-            raise RuleError(f"no rule is called {_shown(name_or_id)}", "'mcrelay list' shows the rules")
+            raise RuleError(f"no rule is called {shown(name_or_id)}", "'mcrelay list' shows the rules")
         return rule
 
 
@@ -337,56 +343,3 @@ def check_generation(expect: int | None, generation: int) -> None:
             f"the rules have changed: generation {expect} was expected, {generation} is active",
             "list them again ('mcrelay list'), and change what is there now",
         )
-
-
-# --- rule to table entry ---------------------------------------------------------------------------------------------
-
-RULE_RECORD: Final = struct.Struct("=16sHHHHII")  # struct table_rule_record of native/table.h
-OUTPUT_RECORD: Final = struct.Struct("=16sHHB3xII")  # struct table_output_record
-
-
-@dataclass(frozen=True, slots=True)
-class Leg:
-    """One output as an engine needs it: numbers only. `ttl` 0 is the default of Output.ttl."""
-
-    address: bytes  # 16 bytes
-    port: int
-    egress: int  # interface slot
-    ttl: int
-    counter: int  # index of the output's counters
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One rule as an engine needs it."""
-
-    group: bytes  # 16 bytes
-    port: int
-    ingress: int  # interface slot
-    counter: int  # index of the rule's counters
-    legs: tuple[Leg, ...]
-
-    @cached_property
-    def packed(self) -> bytes:
-        """The description of native/table.h."""
-        parts = [
-            RULE_RECORD.pack(self.group, self.port, self.ingress, len(self.legs), 0, self.counter, 0),
-            *(OUTPUT_RECORD.pack(leg.address, leg.port, leg.egress, leg.ttl, leg.counter, 0) for leg in self.legs),
-        ]
-        return b"".join(parts)
-
-
-def mapped(address: Address) -> bytes:
-    """128 bits in network byte order."""
-    return address.packed if address.version == 6 else b"\0" * 10 + b"\xff\xff" + address.packed
-
-
-def compile_rule(rule: Rule, slots: Mapping[str, int], counter: int, output_counters: Iterable[int]) -> Entry:
-    """The entry of a rule, given the slot of each interface it names. KeyError if one is not there."""
-    if rule.input.port is None:
-        raise RuleError(f"input '{rule.input}': any port is not supported yet", "name one port per rule")
-    legs = tuple(
-        Leg(mapped(output.address), output.port, slots[output.interface], output.ttl or 0, output_counter)
-        for output, output_counter in zip(rule.outputs, output_counters, strict=True)
-    )
-    return Entry(mapped(rule.input.group), rule.input.port, slots[rule.input.interface], counter, legs)

@@ -34,6 +34,7 @@ from mcrelay import landlock, process, seccomp
 from mcrelay.channel import SCM_MAX_FD
 from mcrelay.limits import CLIENTS_MAX, INTERFACES_MAX
 from mcrelay.seccomp import ALLOW, KILL, Call, Null, OneOf, Without
+from mcrelay.ways import DIRECTIONS
 
 _forbidden: ModuleType | None
 try:
@@ -155,7 +156,7 @@ ARRIVING: Final = 4 * SCM_MAX_FD
 DESCRIPTORS: Final[Mapping[Role, int]] = MappingProxyType(
     {
         "control": OWN + ARRIVING + CLIENTS_MAX + 1,  # one more is told that it is one too many
-        "data": OWN + ARRIVING + 2 * INTERFACES_MAX,  # in and out
+        "data": OWN + ARRIVING + len(DIRECTIONS) * INTERFACES_MAX,
     }
 )
 

@@ -22,6 +22,7 @@ from typing import Final, Literal
 
 from mcrelay import __version__, counters, notify, process, store
 from mcrelay.active import ActiveRules
+from mcrelay.api import GetStats, Stats
 from mcrelay.children import MODULES, Child
 from mcrelay.codec import in_frames
 from mcrelay.errors import Busy, Error, SystemRefusal, UsageError
@@ -33,7 +34,6 @@ from mcrelay.messages import (
     ApplyRules,
     Client,
     GetProcesses,
-    GetStats,
     HandedOver,
     HandOver,
     Inherit,
@@ -47,7 +47,6 @@ from mcrelay.messages import (
     ReplaceWorker,
     RuleRecord,
     Start,
-    Stats,
 )
 from mcrelay.spare import Spare
 from mcrelay.state import StateFile

@@ -25,7 +25,7 @@ from typing import Any, Final
 from mcrelay import _traffic
 from mcrelay.errors import NotPermitted, SystemRefusal, UsageError
 from mcrelay.net import traffic_sockets
-from mcrelay.rules import INTERFACE
+from mcrelay.ruletext import INTERFACE
 
 SIZE_MIN: Final = _traffic.SIZE_HEADER
 SIZE_RTP_MIN: Final = _traffic.SIZE_HEADER + _traffic.SIZE_RTP_HEADER

@@ -5,7 +5,7 @@
     |        |      |   in this process  out1 +------+ receiver1|
     +--------+      +-------------------------+      +----------+
 
-Interface slots of the engine: 0 is in0, 1 is out0, 2 is out1.
+Interface slots of the engine: 0 is in0, 1 is out0, 2 is out1. The egress interfaces also speak IPv6, see speak_ipv6().
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address
-from typing import Final
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any, Final
 
 from lab.namespaces import Namespace, wait_until
 from lab.topology import RelayLine
@@ -28,10 +28,12 @@ from mcrelay import counters
 from mcrelay.engines.base import Engine
 from mcrelay.engines.reference import ReferenceEngine
 from mcrelay.engines.uring import UringEngine
+from mcrelay.entries import Entry, Leg, mapped
 from mcrelay.limits import RING_MEMORY_DEFAULT, ring_geometry
+from mcrelay.net.egress import open_egress
 from mcrelay.net.interfaces import Interface
-from mcrelay.net.sockets import open_egress, open_ingress
-from mcrelay.rules import Entry, Leg, mapped
+from mcrelay.net.sockets import open_ingress
+from mcrelay.ways import Link, Way
 
 IN0: Final = 0
 OUT0: Final = 1
@@ -63,19 +65,46 @@ SO_RCVBUFFORCE: Final = 33
 IP_RECVTTL: Final = 12
 
 
-def entry(group: str, port: int, legs: Iterable[Leg], *, counter: int = 0) -> Entry:
-    return Entry(mapped(IPv4Address(group)), port, IN0, counter, tuple(legs))
+def entry(group: str, port: int, legs: Iterable[Leg], *, counter: int = 0, **more: Any) -> Entry:
+    """`more`: fields of Entry; an id that tells groups and ports apart, unless one is given."""
+    more.setdefault("id", hash((group, port)) % 2**64)
+    return Entry(mapped(ip_address(group)), port, IN0, counter, tuple(legs), **more)
 
 
-def leg(address: str, port: int, egress: int, *, ttl: int = 0, counter: int = 0) -> Leg:
-    return Leg(mapped(IPv4Address(address)), port, egress, ttl, counter)
+def leg(address: str, port: int, egress: int, *, ttl: int = 0, counter: int = 0, **more: Any) -> Leg:
+    """`more`: fields of Leg."""
+    return Leg(mapped(ip_address(address)), port, egress, ttl, counter, **more)
+
+
+def speak_ipv6(line: RelayLine) -> None:
+    """Give the relay's egress interfaces addresses of IPv6, and let it know the hosts behind them, so that nobody has
+    to ask for one:
+
+        out0 fe80::1, 2001:db8:0::1/64, to 2001:db8:0::2    out1 fe80::1, 2001:db8:1::1/64, to 2001:db8:1::2
+    """
+    for number, egress in enumerate(line.egresses):
+        relay, name, host = line.relay, egress.interface, egress.receiver.mac(egress.receiver_interface)
+        relay.sysctl(f"net.ipv6.conf.{name}.addr_gen_mode", 1)  # no addresses that nobody asked for
+        relay.sysctl(f"net.ipv6.conf.{name}.disable_ipv6", 0)
+        for address in ("fe80::1/64", f"2001:db8:{number}::1/64"):
+            relay.ip("address", "replace", address, "dev", name, "nodad")
+        for address in (f"2001:db8:{number}::2", "fe80::2", egress.receiver_address):
+            relay.ip("neighbour", "replace", address, "lladdr", host, "dev", name, "nud", "permanent")
 
 
 class Bench:
     """One engine over one topology. Sockets are the bench's, as they are the supervisor's in the daemon, so that one
     engine may follow another on them."""
 
-    def __init__(self, line: RelayLine, kind: Kind, *, mtu: int = 1500, ring_memory: int = RING_MEMORY_DEFAULT) -> None:
+    def __init__(
+        self,
+        line: RelayLine,
+        kind: Kind,
+        *,
+        mtu: int = 1500,
+        ring_memory: int = RING_MEMORY_DEFAULT,
+        ways: Iterable[Way] = (Way.UDP4,),
+    ) -> None:
         self.kind = kind
         self.line = line
         self.mtu = mtu
@@ -85,9 +114,11 @@ class Bench:
         relay = line.relay
         self.ring = ring_geometry(mtu, ring_memory) if kind.ring else None
         self.ingress = relay.call(open_ingress, _interface(relay, line.ingress_interface, mtu), 1, self.ring)[0]
-        self.egress = [
-            relay.call(open_egress, _interface(relay, egress.interface, mtu), 1)[0] for egress in line.egresses
-        ]
+        self.egress: dict[tuple[int, Way], socket.socket] = {}
+        for slot, egress in enumerate(line.egresses, OUT0):
+            for way in ways:
+                interface = _interface(relay, egress.interface, mtu)
+                (self.egress[slot, way],) = relay.call(open_egress, interface, way, 1)
         self.engine: Engine | None = None
         self._thread: threading.Thread | None = None
         self._answered: dict[int, int] = {}
@@ -96,8 +127,8 @@ class Bench:
     def start(self, *, loopback: bool = False) -> Engine:
         """A new engine, attached to everything."""
         engine = self.start_bare()
-        for slot in (OUT0, OUT1)[: len(self.egress)]:
-            assert self.answer(self.attach_egress(slot)) == 0
+        for slot, way in self.egress:
+            assert self.answer(self.attach_egress(slot, way)) == 0
         assert self.answer(self.attach_ingress(loopback=loopback)) == 0
         return engine
 
@@ -105,9 +136,19 @@ class Bench:
         assert self.engine is not None
         return self.engine.attach_ingress(IN0, self.ingress.fileno(), self.mtu, self.ring, loopback=loopback)
 
-    def attach_egress(self, slot: int) -> int:
+    def attach_egress(self, slot: int, way: Way = Way.UDP4, mtu: int | None = None) -> int:
         assert self.engine is not None
-        return self.engine.attach_egress(slot, self.egress[slot - OUT0].fileno(), self.mtu)
+        return self.engine.attach_egress(slot, way, self.egress[slot, way].fileno(), mtu or self.mtu, self.link(slot))
+
+    def link(self, slot: int) -> Link:
+        """Of an egress interface."""
+        egress = self.line.egresses[slot - OUT0]
+        return Link(
+            source4=mapped(IPv4Address(egress.address)),
+            source6_link=mapped(IPv6Address("fe80::1")),
+            source6=mapped(IPv6Address(f"2001:db8:{slot - OUT0}::1")),
+            mac=_mac(self.line.relay, egress.interface),
+        )
 
     def start_bare(self) -> Engine:
         self.engine = self.kind.make(memoryview(self._map))
@@ -160,7 +201,7 @@ class Bench:
     def close(self) -> None:
         self.stop()
         self.check_sums()
-        for sock in (self.ingress, *self.egress):
+        for sock in (self.ingress, *self.egress.values()):
             sock.close()
 
     # What was counted.
@@ -182,6 +223,11 @@ class Bench:
 
 def _interface(namespace: Namespace, name: str, mtu: int) -> Interface:
     return Interface(name, namespace.ifindex(name), mtu, is_up=True, has_ipv4=True)
+
+
+@functools.cache
+def _mac(namespace: Namespace, name: str) -> bytes:
+    return bytes.fromhex(namespace.mac(name).replace(":", ""))
 
 
 class Receiver:

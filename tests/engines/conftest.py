@@ -9,7 +9,7 @@ import pytest
 
 from lab.namespaces import Lab, unsupported, wait_until
 from lab.topology import RelayLine, relay_line
-from tests.engines.bench import ENGINES, PACED, Bench, Kind
+from tests.engines.bench import ENGINES, PACED, Bench, Kind, speak_ipv6
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,9 @@ def line() -> Iterator[RelayLine]:
     if reason := unsupported():
         pytest.skip(reason)
     with Lab() as lab:
-        yield relay_line(lab, outputs=2, offloads=False)  # captures see datagrams, not runs of them
+        built = relay_line(lab, outputs=2, offloads=False)  # captures see datagrams, not runs of them
+        speak_ipv6(built)
+        yield built
 
 
 @pytest.fixture(params=ENGINES | PACED)

@@ -16,7 +16,8 @@ from lab.topology import RelayLine, relay_line
 from mcrelay.engines.reference import COMMANDS_MAX
 from mcrelay.engines.uring import UringEngine
 from mcrelay.limits import RING_BLOCK_SIZE, ring_geometry
-from tests.engines.bench import ENGINES, IN0, OUT0, OUT1, Bench, Kind, Receiver, Sender, entry, leg
+from mcrelay.ways import Way
+from tests.engines.bench import ENGINES, IN0, OUT0, OUT1, Bench, Kind, Receiver, Sender, entry, leg, speak_ipv6
 
 BURST = 500  # datagrams before the sender looks whether they were received: far below a socket's buffer
 
@@ -39,11 +40,11 @@ def test_commands_are_answered_by_an_engine_that_has_no_traffic(bench: Bench) ->
     assert bench.answer(bench.attach_ingress()) == 0
     wait_until(lambda: _is_asleep(bench), 5, "the engine does not block on an idle interface")
     assert bench.answer(bench.attach_ingress()) == errno.EEXIST
-    assert bench.answer(engine.detach_egress(OUT0)) == errno.ENOENT
+    assert bench.answer(engine.detach_egress(OUT0, Way.UDP4)) == errno.ENOENT
     assert bench.answer(bench.attach_egress(OUT0)) == 0
     assert bench.answer(bench.attach_egress(OUT0)) == 0
     assert bench.answer(engine.set_rules([])) == 0
-    assert bench.answer(engine.detach_egress(OUT0)) == 0
+    assert bench.answer(engine.detach_egress(OUT0, Way.UDP4)) == 0
     assert bench.answer(engine.detach_ingress(IN0)) == 0
     assert bench.answer(bench.attach_ingress()) == 0
 
@@ -260,9 +261,10 @@ def test_an_egress_that_is_gone_or_without_route_is_counted(bench: Bench) -> Non
     finally:
         bench.line.relay.ip("link", "set", "out0", "up")
         wait_until(lambda: bench.line.relay.running("out0"), 5, "out0 does not come up again")
+        speak_ipv6(bench.line)  # which does not survive that
     sender.send([b"back"])
     assert receiver.take(1) == [b"back"]
-    assert bench.answer(engine.detach_egress(OUT0)) == 0
+    assert bench.answer(engine.detach_egress(OUT0, Way.UDP4)) == 0
     sender.send([b"detached"])
     bench.wait_received(4)
     assert bench.page.dropped() == {"egress_unreachable": 2}
@@ -273,6 +275,7 @@ def test_an_egress_that_is_gone_or_without_route_is_counted(bench: Bench) -> Non
 
 def test_a_send_that_is_not_permitted_is_counted(bench: Bench) -> None:
     sender = Sender(bench.line.sender)
+    bench.egress[OUT0, Way.UDP4].setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 0)
     bench.start()
     bench.rules(entry("239.1.1.1", 5000, [leg("198.51.100.255", 6000, OUT0)]))  # the subnet's broadcast address
     sender.send([b"to everybody"])
@@ -287,7 +290,7 @@ def test_a_full_egress_is_counted_and_does_not_delay_another(bench: Bench) -> No
     slow, fast = bench.line.egresses
     receiver = Receiver(fast.receiver, "239.2.2.2", 6000)
     sender = Sender(bench.line.sender)
-    bench.egress[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    bench.egress[OUT0, Way.UDP4].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     _tc(bench.line, "add", slow.interface, "tbf", "rate", "64kbit", "burst", "2kb", "limit", "1mb")
     try:
         bench.start()
@@ -493,7 +496,7 @@ def test_payloads_above_the_egress_mtu_are_fragmented_by_the_kernel(jumbo_line: 
     payloads = [_distinct(number, 4000) for number in range(200)]
     bench.start_bare()
     assert bench.engine is not None
-    assert bench.answer(bench.engine.attach_egress(OUT0, bench.egress[0].fileno(), 1500)) == 0
+    assert bench.answer(bench.attach_egress(OUT0, mtu=1500)) == 0
     bench.rules(entry("239.1.1.1", 5000, [leg("239.2.2.2", 6000, OUT0)]))
     assert bench.answer(bench.attach_ingress()) == 0
     sender.send(payloads)

@@ -15,8 +15,8 @@ import pytest
 from lab.capture import Injector
 from lab.frames import ethernet_ipv4_udp
 from mcrelay.counters import LoopFacts
+from mcrelay.entries import mapped
 from mcrelay.limits import ADDRESSES_MAX
-from mcrelay.rules import mapped
 from tests.engines.bench import OUT0, Bench, Receiver, entry, leg
 
 GROUP, PORT = "239.1.1.1", 5000

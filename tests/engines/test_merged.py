@@ -136,7 +136,7 @@ def test_a_merged_frame_leaves_datagram_by_datagram_where_segments_cannot(mergin
     try:
         merging.start_bare()
         assert merging.engine is not None
-        assert merging.answer(merging.engine.attach_egress(OUT0, merging.egress[0].fileno(), 600)) == 0
+        assert merging.answer(merging.attach_egress(OUT0, mtu=600)) == 0
         merging.rules(entry(GROUP, PORT, [leg("239.2.2.2", 6000, OUT0)]))
         receiver = Receiver(merging_line.receiver, "239.2.2.2", 6000)
         sender = Sender(merging_line.sender)

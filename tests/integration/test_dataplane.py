@@ -12,12 +12,14 @@ import time
 from collections.abc import Iterable
 from typing import ClassVar
 
+import msgspec
 import pytest
 
 from mcrelay import __version__, counters, dataplane
 from mcrelay.channel import Channel
 from mcrelay.codec import Codec
 from mcrelay.dataplane import DataPlane
+from mcrelay.entries import Entry
 from mcrelay.limits import RingGeometry
 from mcrelay.messages import (
     Acknowledge,
@@ -34,7 +36,7 @@ from mcrelay.messages import (
     Start,
     SyncRules,
 )
-from mcrelay.rules import Entry
+from mcrelay.ways import Direction, Link, Way
 from mcrelay.worker import Life
 
 DEADLINE_S = 5.0
@@ -70,11 +72,11 @@ class FakeEngine:
     def detach_ingress(self, interface: int) -> int:
         return self._note("detach_ingress", interface)
 
-    def attach_egress(self, interface: int, fd: int, mtu: int) -> int:
-        return self._note("attach_egress", interface, mtu)
+    def attach_egress(self, interface: int, way: Way, fd: int, mtu: int, link: Link) -> int:
+        return self._note("attach_egress", interface, way, mtu, link)
 
-    def detach_egress(self, interface: int) -> int:
-        return self._note("detach_egress", interface)
+    def detach_egress(self, interface: int, way: Way) -> int:
+        return self._note("detach_egress", interface, way)
 
     def set_rules(self, entries: Iterable[Entry]) -> int:
         return self._note("set_rules", sorted(entry.counter for entry in entries))
@@ -231,6 +233,70 @@ def test_the_engine_knows_this_hosts_addresses_and_where_they_may_come_from() ->
     asyncio.run(test())
 
 
+def test_the_engine_knows_each_way_out_and_what_headers_need() -> None:
+    async def test() -> None:
+        rig = Rig()
+        await rig.until(Ready(engine="fake"))
+        link = Link(source4=bytes(10) + b"\xff\xff\x0a\0\0\1", mac=b"\2\0\0\0\0\1")
+        attached: list[tuple[int, Direction, str | None]] = [
+            (1, "udp6", None),
+            (2, "frame", link.packed.hex()),
+            (3, "frame", "00"),
+        ]
+        with open("/dev/null") as null:
+            for ticket, direction, packed in attached:
+                rig.commands.send(
+                    AttachInterface(ticket=ticket, slot=1, name="out0", mtu=1500, direction=direction, link=packed),
+                    [null.fileno()],
+                )
+        await rig.until(Acknowledge(ticket=3, error="error: unpack requires a buffer of 56 bytes"))
+        rig.commands.send(DetachInterface(ticket=4, slot=1, direction="frame"))
+        await rig.told(3)
+        assert rig.engine.told == [
+            ("attach_egress", 1, Way.UDP6, 1500, Link()),
+            ("attach_egress", 1, Way.FRAME, 1500, link),
+            ("detach_egress", 1, Way.FRAME),
+        ]
+
+    asyncio.run(test())
+
+
+def test_a_pattern_follows_what_is_open() -> None:
+    """A rule for in+ is told to the engine for each interface that matches, before frames come in by it."""
+
+    async def test() -> None:
+        rig = Rig()
+        await rig.until(Ready(engine="fake"))
+        pattern = msgspec.structs.replace(record(1), input="239.1.1.1:5000%in+")
+        with open("/dev/null") as null:
+
+            def attach(ticket: int, slot: int, name: str) -> None:
+                rig.commands.send(
+                    AttachInterface(ticket=ticket, slot=slot, name=name, mtu=1500, direction="ingress"),
+                    [null.fileno()],
+                )
+
+            attach(1, 0, "in0")
+            rig.commands.send(AddRule(ticket=2, rule=pattern, slots={"out0": 1}))
+            attach(3, 2, "in2")
+            attach(4, 3, "eth3")
+            attach(5, 0, "eth0")  # in the place of in0
+            await rig.told(8)
+        told = [call[:2] for call in rig.engine.told]
+        assert told == [
+            ("attach_ingress", 0),
+            ("set_rules", [1]),
+            ("set_rules", [1, 1]),
+            ("attach_ingress", 2),
+            ("set_rules", [1, 1]),
+            ("attach_ingress", 3),
+            ("set_rules", [1]),
+            ("attach_ingress", 0),
+        ]
+
+    asyncio.run(test())
+
+
 def test_what_the_engine_or_the_worker_cannot_do_is_refused_and_changes_nothing() -> None:
     async def test() -> None:
         rig = Rig()
@@ -242,7 +308,7 @@ def test_what_the_engine_or_the_worker_cannot_do_is_refused_and_changes_nothing(
         assert rig.engine.told == []
         with open("/dev/null") as null:
             rig.commands.send(
-                AttachInterface(ticket=3, slot=0, name="in0", mtu=1500, direction="egress"), [null.fileno()]
+                AttachInterface(ticket=3, slot=0, name="in0", mtu=1500, direction="udp4"), [null.fileno()]
             )
             await rig.told(1)
         rig.engine.say(1, 12)

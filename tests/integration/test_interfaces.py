@@ -6,12 +6,15 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from ipaddress import ip_address
 
 import pytest
 
 from lab.namespaces import Lab, Namespace, unsupported, wait_until
+from mcrelay.entries import mapped
 from mcrelay.net import interfaces
 from mcrelay.net.interfaces import Interface, Interfaces
+from mcrelay.ways import ANY
 
 
 @pytest.fixture
@@ -19,7 +22,7 @@ def namespace() -> Iterator[Namespace]:
     if reason := unsupported():
         pytest.skip(reason)
     with Lab() as lab:
-        yield lab.namespace("interfaces")
+        yield lab.namespace("interfaces", ipv6=True)
 
 
 class Watched:
@@ -53,6 +56,12 @@ class Watched:
 
         return asyncio.run_coroutine_threadsafe(ask(), self.loop).result(5)
 
+    def addresses(self) -> set[str]:
+        async def ask() -> set[str]:
+            return self.table.addresses()
+
+        return asyncio.run_coroutine_threadsafe(ask(), self.loop).result(5)
+
     def refresh(self) -> dict[str, Interface]:
         return asyncio.run_coroutine_threadsafe(self.table.refresh(), self.loop).result(5)
 
@@ -66,7 +75,14 @@ def test_the_table_follows_what_happens_to_an_interface(namespace: Namespace) ->
         assert set(watched.present()) == {"lo"}
         ip("link", "add", "one", "index", "77", "type", "veth", "peer", "other")
         watched.wait_for(lambda present: {"one", "other"} <= set(present))
-        expected = Interface("one", 77, 1500, is_up=False, has_ipv4=False, network=14, peer=namespace.ifindex("other"))
+        expected = Interface(
+            *("one", 77, 1500),
+            is_up=False,
+            has_ipv4=False,
+            network=14,
+            peer=namespace.ifindex("other"),
+            mac=bytes.fromhex(namespace.mac("one").replace(":", "")),
+        )
         assert watched.present()["one"] == expected
         ip("address", "add", "192.0.2.1/24", "dev", "one")
         ip("address", "add", "192.0.2.2/24", "dev", "one", "label", "one:2")
@@ -84,6 +100,78 @@ def test_the_table_follows_what_happens_to_an_interface(namespace: Namespace) ->
         watched.wait_for(lambda present: set(present) == {"lo"})
         ip("link", "add", "two", "index", "78", "type", "veth", "peer", "other")
         watched.wait_for(lambda present: "two" in present and present["two"].index == 78)
+
+
+def source(address: str) -> bytes:
+    return mapped(ip_address(address)) if address else ANY
+
+
+def test_what_may_be_sent_from_follows_the_addresses(namespace: Namespace) -> None:
+    ip = namespace.ip
+
+    def sources() -> tuple[bytes, bytes, bytes]:
+        link = watched.present()["one"].link()
+        return link.source4, link.source6_link, link.source6
+
+    def wait_for(*expected: str) -> None:
+        wait_until(lambda: sources() == tuple(map(source, expected)), 5, f"not {expected}")
+        assert watched.refresh()["one"].link() == watched.present()["one"].link()
+
+    with Watched(namespace) as watched:
+        ip("link", "add", "one", "type", "veth", "peer", "other")
+        ip("link", "set", "one", "addrgenmode", "none")
+        ip("link", "set", "other", "up")
+        ip("link", "set", "one", "up")
+        watched.wait_for(lambda present: "one" in present and present["one"].is_up)
+        wait_for("", "", "")
+        assert not watched.present()["one"].has_ipv6
+        ip("address", "add", "fe80::1/64", "dev", "one")
+        wait_for("", "fe80::1", "")
+        assert watched.present()["one"].has_ipv6
+        ip("address", "add", "192.0.2.9/24", "dev", "one")
+        ip("address", "add", "192.0.2.1/24", "dev", "one")
+        ip("address", "add", "fd00::2/64", "dev", "one")
+        wait_for("192.0.2.9", "fe80::1", "fd00::2")
+        # One that is being left comes last.
+        ip("address", "add", "fd00::1/64", "dev", "one", "preferred_lft", "0")
+        ip("address", "add", "fd00::3", "peer", "fd00::4/64", "dev", "one")
+        ip("address", "del", "fd00::2/64", "dev", "one")
+        wait_for("192.0.2.9", "fe80::1", "fd00::3")
+        ip("address", "del", "fd00::3", "peer", "fd00::4/64", "dev", "one")
+        wait_for("192.0.2.9", "fe80::1", "fd00::1")
+        all_addresses = {"127.0.0.1", "::1", "192.0.2.9", "192.0.2.1", "fe80::1", "fd00::1"}
+        assert {name for name in watched.addresses() if name in all_addresses} == all_addresses
+        ip("link", "set", "one", "mtu", "1279")
+        wait_for("192.0.2.9", "", "")
+        assert not watched.present()["one"].has_ipv6
+
+
+def test_an_address_that_another_host_has_is_not_sent_from(namespace: Namespace) -> None:
+    """Nor one of which that is not known yet."""
+    ip = namespace.ip
+    with Lab() as lab, Watched(namespace) as watched:
+        neighbour = lab.namespace("neighbour", ipv6=True)
+        ip("link", "add", "one", "type", "veth", "peer", "other", "netns", neighbour.name)
+        ip("link", "set", "one", "addrgenmode", "none")
+        neighbour.ip("address", "add", "2001:db8::1/64", "dev", "other", "nodad")
+        neighbour.ip("link", "set", "other", "up")
+        namespace.sysctl("net.ipv6.conf.one.accept_dad", 1)
+        ip("link", "set", "one", "up")
+        ip("address", "add", "2001:db8::1/64", "dev", "one")
+        assert not watched.refresh()["one"].has_ipv6
+        wait_until(lambda: "dadfailed" in ip("address", "show", "dev", "one").stdout, 10, "nobody has seen the double")
+        ip("address", "add", "2001:db8::2/64", "dev", "one", "nodad")
+        watched.wait_for(lambda present: present["one"].has_ipv6)
+        assert watched.present()["one"].source6 == source("2001:db8::2")
+
+
+def test_headers_are_as_long_as_the_device_s(namespace: Namespace) -> None:
+    namespace.ip("tuntap", "add", "bare", "mode", "tun")
+    with Watched(namespace) as watched:
+        present = watched.present()
+        assert (present["bare"].header, present["bare"].mac) == (0, bytes(6))
+        assert (present["lo"].header, present["lo"].mac) == (14, bytes(6))
+        assert present["lo"].source6 == source("::1")
 
 
 def test_a_refresh_agrees_with_the_notifications(namespace: Namespace) -> None:

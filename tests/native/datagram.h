@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * datagram.h: write IPv4 UDP packets, the good ones and, by editing and sealing them again, the bad ones.
+ * datagram.h: write UDP packets of IPv4 and IPv6, the good ones and, by editing and sealing them again, the bad ones.
  *
  * Checksums are computed byte by byte in network order, on purpose unlike native/packet.c, so that the two do not share
  * a mistake.
@@ -74,6 +74,61 @@ static inline void seal_udp(uint8_t *ip)
     write16(udp + 6, 0);
     sum = ~checksum_add(checksum_add(0, pseudo, sizeof(pseudo)), udp, udp_length) & 0xffff;
     write16(udp + 6, sum ? sum : 0xffff); /* RFC 768: zero means none, so zero is sent as its other form */
+}
+
+/* The same over IPv6, with the UDP header at `at`. */
+static inline void seal_udp6(uint8_t *ip, size_t at)
+{
+    uint8_t *udp = ip + at;
+    size_t udp_length = (size_t)udp[4] << 8 | udp[5];
+    uint8_t pseudo[40] = {0};
+    unsigned sum;
+
+    memcpy(pseudo, ip + 8, 32);
+    memcpy(pseudo + 34, udp + 4, 2);
+    pseudo[39] = 17;
+    write16(udp + 6, 0);
+    sum = ~checksum_add(checksum_add(0, pseudo, sizeof(pseudo)), udp, udp_length) & 0xffff;
+    write16(udp + 6, sum ? sum : 0xffff);
+}
+
+/* Of IPv6; the extension headers, which begin with the kind of what follows each, are the caller's. */
+struct datagram6 {
+    uint8_t source[16], destination[16];
+    uint16_t source_port, destination_port;
+    uint8_t hops, class;
+    uint8_t next; /* of IPv6's own header */
+    const uint8_t *extensions;
+    size_t extensions_length;
+    const uint8_t *payload;
+    size_t payload_length;
+};
+
+enum { DATAGRAM6_IP_HEADER = 40 };
+
+/* Write it, as UDP whatever the headers say; returns its length. */
+static inline size_t datagram6_write(uint8_t *out, const struct datagram6 *datagram)
+{
+    size_t at = DATAGRAM6_IP_HEADER + datagram->extensions_length;
+    uint8_t *udp = out + at;
+
+    memset(out, 0, at + DATAGRAM_UDP_HEADER);
+    out[0] = (uint8_t)(0x60 | datagram->class >> 4);
+    out[1] = (uint8_t)(datagram->class << 4);
+    write16(out + 4, (unsigned)(at - DATAGRAM6_IP_HEADER + DATAGRAM_UDP_HEADER + datagram->payload_length));
+    out[6] = datagram->next;
+    out[7] = datagram->hops;
+    memcpy(out + 8, datagram->source, 16);
+    memcpy(out + 24, datagram->destination, 16);
+    if (datagram->extensions_length)
+        memcpy(out + DATAGRAM6_IP_HEADER, datagram->extensions, datagram->extensions_length);
+    write16(udp, datagram->source_port);
+    write16(udp + 2, datagram->destination_port);
+    write16(udp + 4, (unsigned)(DATAGRAM_UDP_HEADER + datagram->payload_length));
+    if (datagram->payload_length)
+        memcpy(udp + DATAGRAM_UDP_HEADER, datagram->payload, datagram->payload_length);
+    seal_udp6(out, at);
+    return at + DATAGRAM_UDP_HEADER + datagram->payload_length;
 }
 
 /* Write a packet without fault into `out` (DATAGRAM_HEADERS_MAX and the payload fit); returns its length. */

@@ -170,9 +170,17 @@ int rig_answer(struct rig *rig, int64_t ticket)
     return rig->results[ticket];
 }
 
+int64_t rig_attach_egress(struct rig *rig, unsigned interface, enum way way, int fd, uint32_t mtu)
+{
+    const struct egress_link link = {
+        .source4 = address_from_ipv4(htonl(RIG_LOOPBACK)), .mac = {2, 0, 0, 0, 0, 1}, .header = ETHERNET_HEADER};
+
+    return engine_attach_egress(rig->engine, interface, way, fd, mtu, (const uint8_t *)&link, sizeof(link));
+}
+
 void rig_attach(struct rig *rig, unsigned i, uint32_t slots)
 {
-    CHECK_EQUAL(rig_answer(rig, engine_attach_egress(rig->engine, 0, rig->egress, RIG_LOOPBACK_MTU)), 0);
+    CHECK_EQUAL(rig_answer(rig, rig_attach_egress(rig, 0, WAY_UDP4, rig->egress, RIG_LOOPBACK_MTU)), 0);
     CHECK_EQUAL(rig_answer(rig, engine_attach_receive(rig->engine, i, rig->ingress[i], false, RIG_MTU, slots)), 0);
 }
 
@@ -315,7 +323,7 @@ void rig_wait_received(struct rig *rig, uint64_t received)
     }
     CHECK_EQUAL(page->received, received);
     /* The answer to a command, whatever it says, comes between two batches. */
-    CHECK_EQUAL(rig_answer(rig, engine_detach_egress(rig->engine, TABLE_INTERFACES_MAX - 1)), -ENOENT);
+    CHECK_EQUAL(rig_answer(rig, engine_detach_egress(rig->engine, TABLE_INTERFACES_MAX - 1, WAY_UDP4)), -ENOENT);
 }
 
 void rig_check_counters(const struct rig *rig, const struct description *rules)

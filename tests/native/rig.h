@@ -70,7 +70,9 @@ void rig_replace_engine(struct rig *rig);
 bool rig_take_answers(struct rig *rig);
 /* Wait for the answer to a command, and return its result. */
 int rig_answer(struct rig *rig, int64_t ticket);
-/* Attach the egress on interface slot 0, then ingress `i` on slot `i`. Set the rules before, if packets wait there. */
+/* Attach a socket as egress of this way on an interface slot. */
+int64_t rig_attach_egress(struct rig *rig, unsigned interface, enum way way, int fd, uint32_t mtu);
+/* Attach the egress on interface slot 0, for WAY_UDP4, then ingress `i` on slot `i`. Set the rules before, if packets wait there. */
 void rig_attach(struct rig *rig, unsigned i, uint32_t slots);
 /* Set these rules, check the answer, and free the description. */
 void rig_set_rules(struct rig *rig, struct description *rules);

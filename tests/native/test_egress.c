@@ -14,7 +14,15 @@
 #define UDP_SEGMENT 103
 #endif
 
-enum { MTU = 1500, OUTPUTS = RUNS_MAX + 8, SENT_MAX = 4096, FULL = RUN_BYTES_MAX, SEGMENT_MAX = MTU - HEADERS };
+enum {
+    MTU = 1500,
+    OUTPUTS = RUNS_MAX + 8,
+    SENT_MAX = 4096,
+    FULL = RUN_BYTES_MAX,
+    HEADERS = 28,
+    SEGMENT_MAX = MTU - HEADERS,
+    MANY = RUNS_MAX - RUNS_RESERVED, /* runs that may be open or in flight */
+};
 
 static struct sent {
     uint16_t index, count;
@@ -29,11 +37,13 @@ static uint8_t payload[FULL + 1];
 static unsigned sent_count, checked, finished;
 static uint32_t next_slot;
 
+static struct table_output outputs[OUTPUTS][2]; /* by counter, with their TTL and with that of the packet */
+
 static struct table_output output_of(uint32_t counter)
 {
     return (struct table_output){
         .address = address_from_ipv4(htonl(0xc0000200 + counter % 256)), .counter = counter,
-        .port = (uint16_t)(6000 + counter), .ttl = 9};
+        .port = (uint16_t)(6000 + counter), .ttl = 9, .prefix = 128, .plain = true};
 }
 
 /* The run as a message: addressed to its output, its payloads within segments of one length, its TTL, no more. */
@@ -56,7 +66,7 @@ static void note(void *context, struct run *run, uint16_t index)
     CHECK(control && control->cmsg_level == IPPROTO_IP && control->cmsg_type == IP_TTL);
     CHECK_EQUAL(control->cmsg_len, CMSG_LEN(sizeof(ttl)));
     memcpy(&ttl, CMSG_DATA(control), sizeof(ttl));
-    CHECK_EQUAL(ttl, run->ttl);
+    CHECK_EQUAL(ttl, run->heading.ttl);
     control = CMSG_NXTHDR((struct msghdr *)(uintptr_t)message, control);
     CHECK_EQUAL(control != NULL, run->count > 1);
     CHECK_EQUAL(message->msg_iovlen, run->count);
@@ -86,18 +96,20 @@ static void start(const char *name)
 {
     check_case("%s", name);
     runs_init(&runs);
-    egress = (struct egress){.fd = 0, .mtu = MTU, .segmentation = true};
+    egress = egress_of(0, WAY_UDP4, -1, MTU, &(struct egress_link){0});
     sent_count = checked = finished = 0;
     next_slot = 0;
 }
 
 static enum appended try_append(uint32_t counter, size_t length, uint8_t rule_ttl, uint8_t came_with, unsigned way_in)
 {
-    struct table_output output = output_of(counter);
-    const struct packet packet = {.ttl = came_with, .payload = payload, .payload_length = length};
+    struct table_output *output = &outputs[counter][!rule_ttl];
+    const struct packet packet = {
+        .ttl = came_with, .payload = payload, .payload_length = length, .protocol = PROTOCOL_UDP};
 
-    output.ttl = rule_ttl;
-    return runs_append(&runs, &egress, &output, &packet, &ways_in[way_in], next_slot, note, &egress);
+    *output = output_of(counter);
+    output->ttl = rule_ttl;
+    return runs_append(&runs, &egress, output, NULL, &packet, &ways_in[way_in], next_slot, note, &egress);
 }
 
 /* Datagrams are numbered: by their slots. */
@@ -131,7 +143,9 @@ static void expect_no_more(void)
 
 static void finish(uint16_t index)
 {
-    CHECK(runs_finish(&runs, index) == &runs.all[index]);
+    int result = 0;
+
+    CHECK(runs_finish(&runs, index, &result) == &runs.all[index]);
 }
 
 /* Complete all sends so far; then nothing is in use. */
@@ -140,7 +154,7 @@ static void end(void)
     expect_no_more();
     for (; finished < sent_count; finished++) {
         finish(sent[finished].index);
-        runs_release(&runs, sent[finished].index);
+        runs_release(&runs, &runs.all[sent[finished].index]);
     }
     CHECK_EQUAL(runs.in_use, 0);
     CHECK_EQUAL(runs.in_flight, 0);
@@ -223,7 +237,7 @@ static void test_common(void)
     static const struct {
         uint8_t rule, came_with, way_in;
         bool with_first;
-    } cases[] = {{0, 64, 0, true}, {63, 1, 0, true}, {0, 65, 0, false}, {62, 64, 0, false}, {0, 64, 1, false}};
+    } cases[] = {{0, 64, 0, true}, {63, 1, 0, false}, {0, 65, 0, false}, {62, 64, 0, false}, {0, 64, 1, false}};
 
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         start("TTL and ingress");
@@ -252,7 +266,7 @@ static void test_order(void)
         if (runs.in_use > RUNS_MAX / 2)
             for (; finished < sent_count; finished++) {
                 finish(sent[finished].index);
-                runs_release(&runs, sent[finished].index);
+                runs_release(&runs, &runs.all[sent[finished].index]);
             }
         outputs[i] = random_below(&state, SOME);
         append(outputs[i], random_below(&state, 3) * 100);
@@ -273,10 +287,10 @@ static void test_order(void)
     end();
 }
 
-/* All runs but the reserve open or in flight. */
+/* All runs but those reserved open or in flight. */
 static void fill_up(void)
 {
-    for (uint32_t i = 0; i < RUNS_MAX - 1; i++)
+    for (uint32_t i = 0; i < MANY; i++)
         append(i, 10);
     CHECK_EQUAL(try_append(RUNS_MAX, 10, 9, 64, 0), NO_RUN_FREE);
 }
@@ -289,19 +303,19 @@ static void test_full(void)
     append(5, 10); /* an open run grows all the same */
     CHECK_EQUAL(try_append(RUNS_MAX, 10, 9, 64, 0), NO_RUN_FREE);
     flush();
-    CHECK_EQUAL(runs.in_flight, RUNS_MAX - 1);
-    for (uint32_t i = 0; i < RUNS_MAX - 1; i++) {
+    CHECK_EQUAL(runs.in_flight, MANY);
+    for (uint32_t i = 0; i < MANY; i++) {
         CHECK_EQUAL(sent[i].count, 1 + (i == 5));
         checked++;
     }
     CHECK_EQUAL(try_append(RUNS_MAX, 10, 9, 64, 0), NO_RUN_FREE);
     finish(sent[300].index);
-    runs_release(&runs, sent[300].index);
+    runs_release(&runs, &runs.all[sent[300].index]);
     append(RUNS_MAX, 10);
     CHECK_EQUAL(try_append(0, 10, 9, 64, 0), NO_RUN_FREE);
     flush();
-    expect(RUNS_MAX, RUNS_MAX, 1);
-    CHECK_EQUAL(sent[RUNS_MAX - 1].index, sent[300].index);
+    expect(RUNS_MAX, MANY + 1, 1);
+    CHECK_EQUAL(sent[MANY].index, sent[300].index);
     sent[300] = sent[--sent_count]; /* its run is in flight once */
     checked--;
     end();
@@ -311,10 +325,10 @@ static void test_full(void)
     CHECK_EQUAL(try_append(5, 11, 9, 64, 0), NO_RUN_FREE);
     expect(5, 5, 1); /* that one has left all the same */
     finish(sent[finished].index);
-    runs_release(&runs, sent[finished++].index);
+    runs_release(&runs, &runs.all[sent[finished++].index]);
     append(5, 11);
     flush();
-    CHECK_EQUAL(sent_count, RUNS_MAX);
+    CHECK_EQUAL(sent_count, MANY + 1);
     checked = sent_count;
     end();
 }
@@ -325,7 +339,7 @@ static void refuse_next(int error)
     uint16_t index = sent[finished++].index;
 
     finish(index);
-    CHECK(runs_refuse_segments(&runs, index, error));
+    CHECK(runs_refuse_segments(&runs, &runs.all[index], error));
 }
 
 static void test_refused(int error)
@@ -366,7 +380,7 @@ static void test_not_refused(void)
         append(0, 10);
         append(0, 10);
         flush();
-        CHECK(!runs_refuse_segments(&runs, sent[0].index, results[i]));
+        CHECK(!runs_refuse_segments(&runs, &runs.all[sent[0].index], results[i]));
         CHECK(egress.segmentation);
         expect(0, 0, 2);
         end();
@@ -374,8 +388,8 @@ static void test_not_refused(void)
     start("an error of one");
     append(0, 10);
     flush();
-    CHECK(!runs_refuse_segments(&runs, sent[0].index, -EIO));
-    CHECK(!runs_refuse_segments(&runs, sent[0].index, -EINVAL));
+    CHECK(!runs_refuse_segments(&runs, &runs.all[sent[0].index], -EIO));
+    CHECK(!runs_refuse_segments(&runs, &runs.all[sent[0].index], -EINVAL));
     CHECK(egress.segmentation);
     expect(0, 0, 1);
     end();
@@ -391,11 +405,11 @@ static void test_refused_full(unsigned refused)
 
     start("refused");
     check_case("%u refused, no run free but the reserve", refused);
-    for (uint32_t i = 0; i < RUNS_MAX - 1; i++)
+    for (uint32_t i = 0; i < MANY; i++)
         for (unsigned copy = 0; copy < EACH; copy++)
             append(i, 10); /* slots EACH * i and following */
     flush();
-    CHECK_EQUAL(sent_count, RUNS_MAX - 1);
+    CHECK_EQUAL(sent_count, MANY);
     first = sent_count;
     for (unsigned i = 0; i < refused; i++)
         refuse_next(-EIO);
@@ -411,7 +425,7 @@ static void test_refused_full(unsigned refused)
         }
         /* Of what is in flight, the newest completes. */
         finish(sent[first + again - 1].index);
-        runs_release(&runs, sent[first + again - 1].index);
+        runs_release(&runs, &runs.all[sent[first + again - 1].index]);
         sent[first + again - 1].count = 0; /* done */
     } while (!all);
     CHECK_EQUAL(again, EACH * refused);
@@ -420,7 +434,7 @@ static void test_refused_full(unsigned refused)
     for (unsigned i = finished; i < sent_count; i++)
         if (sent[i].count) {
             finish(sent[i].index);
-            runs_release(&runs, sent[i].index);
+            runs_release(&runs, &runs.all[sent[i].index]);
         }
     finished = checked = sent_count;
     end();
@@ -440,6 +454,6 @@ int main(void)
     test_not_refused();
     test_refused_full(1);
     test_refused_full(2);
-    test_refused_full(RUNS_MAX - 1);
+    test_refused_full(MANY);
     return 0;
 }

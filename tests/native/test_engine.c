@@ -103,7 +103,7 @@ static void test_dropped(void)
     } cases[] = {
         {DROP_TRUNCATED, 0, 0x45, false, -1},
         {DROP_OVERSIZE, 0, 0x45, false, 2 * RIG_MTU},
-        {DROP_NOT_IPV4, 0, 0x65, true, 0},
+        {DROP_NOT_IP, 0, 0x55, true, 0},
         {DROP_BAD_IP_HEADER, 0, 0x44, true, 0},
         {DROP_BAD_IP_CHECKSUM, 8, 63, false, 0},
         {DROP_FRAGMENT, 6, 0x20, true, 0},
@@ -160,6 +160,17 @@ static void test_no_rules(void)
     rig_close(&rig);
 }
 
+/* To a receiver, from a multicast address: an invalid argument. */
+static void output_from_nowhere(struct description *rules, uint32_t counter)
+{
+    const union address source = address_from_ipv4(htonl(RIG_GROUP)), address = address_from_ipv4(htonl(RIG_LOOPBACK));
+    struct table_output_record record = {.port = 9, .counter = counter, .prefix = 128};
+
+    memcpy(record.address, address.bytes, sizeof(record.address));
+    memcpy(record.source, source.bytes, sizeof(record.source));
+    description_append(rules, &record, sizeof(record));
+}
+
 /* Sends that cannot leave: counted at their output, and at the packet if no copy left. */
 static void test_egress_errors(void)
 {
@@ -178,12 +189,12 @@ static void test_egress_errors(void)
     only_ipv6 = socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (only_ipv6 >= 0) {
         CHECK_EQUAL(setsockopt(only_ipv6, IPPROTO_IPV6, IPV6_V6ONLY, &yes, sizeof(yes)), 0);
-        CHECK_EQUAL(rig_answer(&rig, engine_attach_egress(rig.engine, 2, only_ipv6, RIG_LOOPBACK_MTU)), 0);
+        CHECK_EQUAL(rig_answer(&rig, rig_attach_egress(&rig, 2, WAY_UDP4, only_ipv6, RIG_LOOPBACK_MTU)), 0);
     } /* else the slot has no egress, which counts the same */
     description_rule(&rules, RIG_GROUP, RIG_PORT, 0, 5, 7);
     description_output(&rules, RIG_LOOPBACK, rig.ports[0], 63, 0, 10); /* no egress attached */
     description_output(&rules, 0x7fffffff, 9, 0, 0, 11);               /* lo's broadcast, without SO_BROADCAST */
-    description_output(&rules, RIG_LOOPBACK, 0, 0, 0, 12);             /* port 0 is an invalid argument */
+    output_from_nowhere(&rules, 12);
     description_output(&rules, RIG_LOOPBACK, 9, 2, 0, 13);
     description_output(&rules, RIG_LOOPBACK, rig.ports[0], 0, 0, 14);
     rig_set_rules(&rig, &rules);
@@ -201,17 +212,20 @@ static void test_egress_errors(void)
     /* The usual output instead, and its egress taken away: now no copy leaves. */
     rig_describe(&rig, &rules, 1, 0);
     rig_set_rules(&rig, &rules);
-    CHECK_EQUAL(rig_answer(&rig, engine_detach_egress(rig.engine, 0)), 0);
+    CHECK_EQUAL(rig_answer(&rig, engine_detach_egress(rig.engine, 0, WAY_UDP4)), 0);
     rig_send(&rig, 0, 64, (const uint8_t *)"none", 4);
     rig_wait_received(&rig, 2);
     CHECK_EQUAL(page->dropped[DROP_EGRESS_UNREACHABLE], 1);
     CHECK_EQUAL(page->rules[0].dropped, 1);
-    CHECK_EQUAL(rig_answer(&rig, engine_attach_egress(rig.engine, 0, rig.egress, RIG_LOOPBACK_MTU)), 0);
+    CHECK_EQUAL(rig_answer(&rig, rig_attach_egress(&rig, 0, WAY_UDP4, rig.egress, RIG_LOOPBACK_MTU)), 0);
     /* Of several reasons the first in their order counts, whichever copy it was of. */
     for (unsigned turned = 0; turned < 2; turned++) {
         description_rule(&rules, RIG_GROUP, RIG_PORT, 0, 2, 8);
-        description_output(&rules, turned ? 0x7fffffff : RIG_LOOPBACK, turned ? 9 : 0, 0, 0, 15);
-        description_output(&rules, turned ? RIG_LOOPBACK : 0x7fffffff, turned ? 0 : 9, 0, 0, 16);
+        if (!turned)
+            output_from_nowhere(&rules, 15);
+        description_output(&rules, 0x7fffffff, 9, 0, 0, 16);
+        if (turned)
+            output_from_nowhere(&rules, 15);
         rig_set_rules(&rig, &rules);
         rig_send(&rig, 0, 64, (const uint8_t *)"none", 4);
         rig_wait_received(&rig, 3 + turned);

@@ -35,12 +35,12 @@ static void test_answers(void)
     rig_run(&rig);
     for (unsigned round = 0; round < 3; round++) { /* nothing is left behind that a second time would meet */
         CHECK_EQUAL(rig_answer(&rig, engine_detach_ingress(rig.engine, 63)), -ENOENT);
-        CHECK_EQUAL(rig_answer(&rig, engine_detach_egress(rig.engine, 63)), -ENOENT);
+        CHECK_EQUAL(rig_answer(&rig, engine_detach_egress(rig.engine, 63, WAY_UDP4)), -ENOENT);
         CHECK_EQUAL(rig_answer(&rig, attach(&rig, 63)), 0);
         CHECK_EQUAL(rig_answer(&rig, attach(&rig, 63)), -EEXIST);
-        CHECK_EQUAL(rig_answer(&rig, engine_attach_egress(rig.engine, 63, rig.egress, RIG_LOOPBACK_MTU)), 0);
-        CHECK_EQUAL(rig_answer(&rig, engine_attach_egress(rig.engine, 63, rig.egress, RIG_LOOPBACK_MTU)), 0);
-        CHECK_EQUAL(rig_answer(&rig, engine_detach_egress(rig.engine, 63)), 0);
+        CHECK_EQUAL(rig_answer(&rig, rig_attach_egress(&rig, 63, WAY_UDP4, rig.egress, RIG_LOOPBACK_MTU)), 0);
+        CHECK_EQUAL(rig_answer(&rig, rig_attach_egress(&rig, 63, WAY_UDP4, rig.egress, RIG_LOOPBACK_MTU)), 0);
+        CHECK_EQUAL(rig_answer(&rig, engine_detach_egress(rig.engine, 63, WAY_UDP4)), 0);
         CHECK_EQUAL(rig_answer(&rig, engine_detach_ingress(rig.engine, 63)), 0);
     }
     CHECK_EQUAL(rig_answer(&rig, engine_set_rules(rig.engine, NULL, 0)), 0);
@@ -127,16 +127,16 @@ static void test_arguments(void)
     CHECK_EQUAL(engine_attach_receive(rig.engine, 0, rig.ingress[0], false, 67, 4), -EINVAL);
     CHECK_EQUAL(engine_attach_receive(rig.engine, 0, rig.ingress[0], false, RIG_MTU, 3), -EINVAL);
     CHECK_EQUAL(engine_detach_ingress(rig.engine, 64), -EINVAL);
-    CHECK_EQUAL(engine_attach_egress(rig.engine, 64, rig.egress, RIG_LOOPBACK_MTU), -EINVAL);
-    CHECK_EQUAL(engine_attach_egress(rig.engine, 0, -1, RIG_LOOPBACK_MTU), -EINVAL);
-    CHECK_EQUAL(engine_detach_egress(rig.engine, 64), -EINVAL);
+    CHECK_EQUAL(rig_attach_egress(&rig, 64, WAY_UDP4, rig.egress, RIG_LOOPBACK_MTU), -EINVAL);
+    CHECK_EQUAL(rig_attach_egress(&rig, 0, WAY_UDP4, -1, RIG_LOOPBACK_MTU), -EINVAL);
+    CHECK_EQUAL(engine_detach_egress(rig.engine, 64, WAY_UDP4), -EINVAL);
     rig_describe(&rig, &rules, 1, 0);
     CHECK_EQUAL(engine_set_rules(rig.engine, rules.bytes, rules.length - 1), -EINVAL);
     description_free(&rules);
     CHECK_EQUAL(engine_set_own_addresses(rig.engine, (const uint8_t *)"fifteen bytes..", 15), -EINVAL);
     rig_run(&rig);
     CHECK(!rig_take_answers(&rig));
-    CHECK_EQUAL(rig_answer(&rig, engine_detach_egress(rig.engine, 0)), -ENOENT); /* the first one taken */
+    CHECK_EQUAL(rig_answer(&rig, engine_detach_egress(rig.engine, 0, WAY_UDP4)), -ENOENT); /* the first one taken */
     CHECK(rig.answered[1]);
     rig_close(&rig);
 }
@@ -160,8 +160,8 @@ static void test_busy(void)
             CHECK_EQUAL(set_rules(&rig, &rules), -EBUSY);
             CHECK_EQUAL(attach(&rig, 0), -EBUSY);
             CHECK_EQUAL(engine_detach_ingress(rig.engine, 0), -EBUSY);
-            CHECK_EQUAL(engine_attach_egress(rig.engine, 0, rig.egress, RIG_LOOPBACK_MTU), -EBUSY);
-            CHECK_EQUAL(engine_detach_egress(rig.engine, 0), -EBUSY);
+            CHECK_EQUAL(rig_attach_egress(&rig, 0, WAY_UDP4, rig.egress, RIG_LOOPBACK_MTU), -EBUSY);
+            CHECK_EQUAL(engine_detach_egress(rig.engine, 0, WAY_UDP4), -EBUSY);
             CHECK_EQUAL(engine_stop(rig.engine), -EBUSY);
             CHECK(!engine_answer(rig.engine, &answer));
             rig_run(&rig);

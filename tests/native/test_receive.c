@@ -84,6 +84,8 @@ static const struct metadata_case {
     uint32_t flags;
     uint8_t packet_type;
     uint32_t status; /* of the control message */
+    uint16_t vlan_tci;
+    uint16_t expected_vlan;
     int level, type;
     bool no_name, no_control;
     enum drop_reason expected;
@@ -97,7 +99,12 @@ static const struct metadata_case {
      .expected_vouched = true},
     {.name = "for another host", .packet_type = PACKET_OTHERHOST, .status = TP_STATUS_USER,
      .expected = DROP_OTHER_HOST},
-    {.name = "tagged", .packet_type = PACKET_MULTICAST, .status = TP_STATUS_VLAN_VALID, .expected = DROP_VLAN_TAGGED},
+    {.name = "tagged", .packet_type = PACKET_MULTICAST, .status = TP_STATUS_VLAN_VALID, .vlan_tci = 0x6123,
+     .expected_vlan = 0x123},
+    {.name = "priority alone", .packet_type = PACKET_MULTICAST, .status = TP_STATUS_VLAN_VALID, .vlan_tci = 0x6000},
+    {.name = "no tag", .packet_type = PACKET_MULTICAST, .status = TP_STATUS_USER, .vlan_tci = 0x6123},
+    {.name = "tagged, for another host", .packet_type = PACKET_OTHERHOST, .status = TP_STATUS_VLAN_VALID, .vlan_tci = 5,
+     .expected_vlan = 5, .expected = DROP_OTHER_HOST},
     {.name = "cut off", .packet_type = PACKET_MULTICAST, .flags = MSG_TRUNC, .expected = DROP_OVERSIZE},
     {.name = "no metadata", .no_name = true, .no_control = true},
     {.name = "another host's type without a name", .packet_type = PACKET_OTHERHOST, .no_name = true},
@@ -115,7 +122,7 @@ static void test_metadata(const struct metadata_case *c, uint32_t slot)
     struct cmsghdr control = {.cmsg_level = c->level ? c->level : SOL_PACKET,
                               .cmsg_type = c->type ? c->type : PACKET_AUXDATA,
                               .cmsg_len = CMSG_LEN(sizeof(struct tpacket_auxdata))};
-    struct tpacket_auxdata auxiliary = {.tp_status = c->status};
+    struct tpacket_auxdata auxiliary = {.tp_status = c->status, .tp_vlan_tci = c->vlan_tci};
     struct frame frame;
     uint32_t taken;
 
@@ -135,6 +142,7 @@ static void test_metadata(const struct metadata_case *c, uint32_t slot)
     CHECK(frame.data == memory + head_room());
     CHECK_EQUAL(frame.length, FRAME);
     CHECK_EQUAL(frame.reason, c->expected);
+    CHECK_EQUAL(frame.vlan, c->expected_vlan);
     CHECK_EQUAL(frame.checksum_vouched, c->expected_vouched);
     CHECK(!ingress->kind->next(ingress, &taken, &frame));
     CHECK(pool_release(&ingress->pool, slot));

@@ -28,11 +28,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mcrelay.api import Failure, GetVersion, Ping, Version
 from mcrelay.channel import QUEUE_MAX, SCM_MAX_FD, Channel
 from mcrelay.codec import Codec, encode
 from mcrelay.errors import Busy
 from mcrelay.frames import FRAME_MAX, HEADER, Malformed
-from mcrelay.messages import Client, Failure, GetVersion, Message, Ping, RecordRules, Shutdown, Start, Version
+from mcrelay.messages import Client, Message, RecordRules, Shutdown, Start
 
 DEADLINE_S = 10.0
 CLIENT = Client(pid=1, uid=2, gid=3)

@@ -24,12 +24,7 @@ from pathlib import Path
 import pytest
 
 from mcrelay import __version__, service
-from mcrelay.cli import cli
-from mcrelay.client import DEFAULT_SOCKET, Client
-from mcrelay.codec import Codec, encode
-from mcrelay.errors import EXIT_CODES, Busy, Error, NotPermitted, Unavailable, UsageError
-from mcrelay.frames import FRAME_MAX, HEADER, FrameReader, Malformed
-from mcrelay.messages import (
+from mcrelay.api import (
     PROTOCOL,
     Add,
     Added,
@@ -38,7 +33,8 @@ from mcrelay.messages import (
     GetVersion,
     GetWorkers,
     ListRules,
-    Message,
+    Pause,
+    Paused,
     Ping,
     Pong,
     Remove,
@@ -48,13 +44,18 @@ from mcrelay.messages import (
     RuleFacts,
     Rules,
     RuleStats,
-    Shutdown,
     Stats,
     Upgrade,
     Upgraded,
     Version,
     Workers,
 )
+from mcrelay.cli import cli
+from mcrelay.client import DEFAULT_SOCKET, Client
+from mcrelay.codec import Codec, encode
+from mcrelay.errors import EXIT_CODES, Busy, Error, NotPermitted, Unavailable, UsageError
+from mcrelay.frames import FRAME_MAX, HEADER, FrameReader, Malformed
+from mcrelay.messages import Message, Shutdown
 from mcrelay.process import check_privileges
 
 PROGRAM = Path(sys.executable).with_name("mcrelay")
@@ -78,6 +79,8 @@ OUTPUT = "239.2.2.2:6000%eth1"
 CLIENT_COMMANDS = {
     "add": ["add", INPUT, OUTPUT],
     "remove": ["remove", "feed-a"],
+    "pause": ["pause", "feed-a", "1"],
+    "resume": ["resume", "feed-a"],
     "list": ["list"],
     "stats": ["stats"],
     "workers": ["workers"],
@@ -233,6 +236,8 @@ HELP = {
     "run": "sudo mcrelay run --cores 2-3",
     "add": "239.2.2.2:6000%eth1,ttl=8",
     "remove": "mcrelay remove [OPTIONS] NAME|ID",
+    "pause": "Example: mcrelay pause feed-a 239.2.2.2:6000%eth1",
+    "resume": "Example: mcrelay resume feed-a",
     "list": "mcrelay list [OPTIONS]",
     "stats": "mcrelay stats [OPTIONS]",
     "workers": "mcrelay workers [OPTIONS]",
@@ -630,6 +635,8 @@ def playing(request: Message) -> list[Message]:
             return [Added(id=request.id, rule=facts, generation=7, workers=2)]
         case Remove():
             return [Removed(id=request.id, rule=RULES[1], generation=8, workers=1)]
+        case Pause():
+            return [Paused(id=request.id, rule=RULES[1], generation=8, workers=1)]
         case ListRules() | GetStats():
             seen = [rule.id for rule in RULES].index(request.after) + 1 if request.after else 0
             page, more = RULES[seen : seen + 2], seen + 2 < len(RULES)
@@ -669,6 +676,8 @@ def test_long_lists_are_asked_for_until_their_end(player: Path) -> None:
 JSON = {
     "add": {"rule", "generation", "workers"},
     "remove": {"rule", "generation", "workers"},
+    "pause": {"rule", "generation", "workers"},
+    "resume": {"rule", "generation", "workers"},
     "list": {"generation", "rules", "interfaces"},
     "stats": {"generation", "workers", "rules", "frames_malformed"},
     "workers": {"processes"},
@@ -690,6 +699,8 @@ def test_json_has_the_fields_that_programs_rely_on(player: Path, command: str) -
     [
         ("add", "000000000000: active on 2 workers"),
         ("remove", "feed-1: removed"),
+        ("pause", "feed-1: paused"),
+        ("resume", "feed-1: resumed"),
         ("list", "000000000004  -                239.1.1.4:5000%eth0 -> 239.2.2.2:6000%eth1"),
         ("stats", "feed-1  239.1.1.1:5000%eth0"),
         ("workers", "capabilities"),

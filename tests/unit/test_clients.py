@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -19,11 +20,12 @@ from typing import Any, Final
 import pytest
 
 from mcrelay import clients as limits
+from mcrelay.api import Change, Changed, GetVersion, Ping, Pong, RuleText, Version
 from mcrelay.clients import Clients
 from mcrelay.codec import encode
 from mcrelay.errors import RuleError
 from mcrelay.frames import FRAME_MAX, HEADER
-from mcrelay.messages import Change, Changed, Client, GetVersion, Message, Ping, Pong, RuleText, Version
+from mcrelay.messages import Client, Message
 from tests.unit.test_channel import turn, until
 
 USER: Final = 4711
@@ -131,6 +133,7 @@ def run(test: Callable[[Desk], Coroutine[Any, Any, None]]) -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
         assert failures == []
 
+    gc.collect()  # what other tests have left is not ours
     before = len(os.listdir("/proc/self/fd"))
     asyncio.run(watched())
     assert len(os.listdir("/proc/self/fd")) == before

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mcrelay.cycles import Heard, check_no_cycle
 from mcrelay.errors import RuleError
-from mcrelay.rules import Rule, RuleSet, Target, parse_rule
+from mcrelay.rules import Rule, RuleSet, Target
+from mcrelay.ruletext import parse_rule
 
 
 def rules(*texts: str) -> list[Rule]:
@@ -60,6 +63,31 @@ CYCLES: dict[str, tuple[list[str], Heard, str]] = {
         {"v0": ["v1"], "v1": ["v0"]},
         "rule b closes a cycle",
     ),
+    "an output that follows the input": (
+        ["a 239.1.1.1:1%e =:=%f,source=keep", "b 239.1.1.1:1%f 239.1.1.2:1%e", "c 239.1.1.2:1%e 239.1.1.1:=%e"],
+        {},
+        "rule c closes a cycle",
+    ),
+    "by way of a prefix": (
+        ["a 239.1.1.1:1%e 239.2.1.1:1%f", "b 239.2.0.0/16:*%f 239.1.1.1:1%e"],
+        {},
+        "rule b closes a cycle",
+    ),
+    "from prefix to prefix": (
+        ["a 239.1.0.0/16:*%e 239.2.0.0/16:=%f", "b 239.2.0.0/16:*%f 239.1.0.0/16:=%e"],
+        {},
+        "rule b closes a cycle",
+    ),
+    "by way of a pattern": (
+        ["a 239.1.1.1:1%e 239.1.1.2:1%eth7", "b 239.1.1.2:1%eth+ 239.1.1.1:1%e"],
+        {},
+        "rule b closes a cycle",
+    ),
+    "IPv6 and back": (
+        ["a 239.1.1.1:1%e [ff05::1]:1%f", "b [ff05::1]:1%f 239.1.1.1:1%e"],
+        {},
+        "rule b closes a cycle: [ff05::1]:1%f -> 239.1.1.1:1%e (rule b)",
+    ),
     "a long one": (
         [f"r{n} 239.1.1.{n}:1%e 239.1.1.{(n + 1) % 20}:1%e" for n in range(20)],
         {},
@@ -96,8 +124,22 @@ def test_a_cycle_is_refused_and_spelled_out(texts: list[str], heard: Heard, word
         ["a 239.1.1.1:1%e 239.1.1.2:1%e", "b 239.1.1.2:1%e 239.1.1.3:1%e"],
         ["a 239.1.1.1:1%e 239.1.1.2:1%f", "b 239.1.1.2:2%f 239.1.1.1:1%e"],
         ["a 239.1.1.1:1%e 239.1.1.2:1%f", "b 239.1.1.2:1%g 239.1.1.1:1%e"],
+        ["a 239.1.0.0/16:*%e =:=%f", "b 239.1.0.0/16:*%f =:=%e"],
+        ["a 239.1.1.1:1%eth+ =:=%eth0 =:=%eth1"],
+        ["a 239.1.1.1:1%e 239.1.1.2:1%f,source=10.0.0.1", "b 10.0.0.2@239.1.1.2:1%f 239.1.1.1:1%e"],
+        ["a 239.1.1.1:1%e 239.1.1.2:1%f", "b 239.1.1.2:1%f,vlan=7 239.1.1.1:1%e"],
     ],
-    ids=["both ways", "between three segments", "a chain", "another port", "another interface"],
+    ids=[
+        "both ways",
+        "between three segments",
+        "a chain",
+        "another port",
+        "another interface",
+        "a prefix both ways",
+        "a pattern and its interfaces",
+        "another source",
+        "another VLAN",
+    ],
 )
 def test_what_is_no_cycle_is_taken(texts: list[str]) -> None:
     check(rules(*texts), {"v0": ["v1"]})
@@ -114,7 +156,7 @@ def test_a_long_chain_is_looked_at_once() -> None:
     made = chain(10_000)
     looked_at = 0
 
-    def find(target: Target) -> Rule | None:
+    def find(target: Target) -> Iterator[Rule]:
         nonlocal looked_at
         looked_at += 1
         return there.fed_by(target)

@@ -17,11 +17,12 @@ from typing import Any, Final
 
 import pytest
 
+from mcrelay.api import Add, Change, GetStats, ListRules, Ping, Remove, RestartWorker, RuleText
 from mcrelay.codec import Codec, encode
 from mcrelay.errors import RuleError
 from mcrelay.frames import FRAME_MAX, HEADER, WHY_MAX, FrameReader, Malformed
-from mcrelay.messages import Add, Change, GetStats, ListRules, Message, Ping, Remove, RestartWorker, RuleText
-from mcrelay.rules import parse_rule
+from mcrelay.messages import Message
+from mcrelay.ruletext import parse_rule
 
 ROUNDS: Final = 20_000  # some seconds
 REASON_MAX: Final = 3 * WHY_MAX  # characters of a refusal

@@ -105,7 +105,7 @@ def test_both_judge_alike(program: Path, seed: int) -> None:
     verdicts: Counter[Verdict] = Counter()
     suspensions: Counter[int] = Counter()
     for packet, line in zip(seen, printed.splitlines(), strict=True):
-        watch = loops.watch(0, (bytes(16), packet.rule, 0))
+        watch = loops.watch(0, packet.rule)
         verdict = watch.judge(packet.payload, packet.source.to_bytes(16), packet.now_ns)
         number, until_ns = map(int, line.split())
         assert (verdict, watch.suspended_until_ns) == (VERDICTS[number], until_ns), packet

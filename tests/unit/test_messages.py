@@ -19,28 +19,23 @@ from hypothesis import strategies as st
 from msgspec import inspect
 
 from mcrelay import frames, messages
+from mcrelay.api import Add, Failure, GetVersion, Ping, Remove, Rules, Version
 from mcrelay.channel import QUEUE_MAX
 from mcrelay.codec import PERMITTED, Codec, encode, in_frames
 from mcrelay.frames import FRAME_MAX, HEADER, FrameReader, Malformed
 from mcrelay.limits import INTERFACES_MAX, OUTPUTS_MAX, RULE_OUTPUTS_MAX, RULES_MAX, WORKERS_MAX
 from mcrelay.messages import (
-    Add,
     ChannelName,
-    Failure,
-    GetVersion,
     InterfaceRecord,
     Message,
-    Ping,
     ProcessFacts,
     RecordRules,
-    Remove,
     Role,
     RuleRecord,
-    Rules,
     Start,
     SyncRules,
-    Version,
 )
+from mcrelay.ways import DIRECTIONS, Direction
 
 Row = tuple[ChannelName, Role, Role]
 
@@ -185,7 +180,7 @@ def test_every_message_is_somebodys() -> None:
         (("request_sock", "data", "supervisor"), "Ready Failed Acknowledge"),
         (
             ("client", "client", "control"),
-            "Ping GetVersion Add Remove Change ListRules GetStats GetWorkers RestartWorker Upgrade",
+            "Ping GetVersion Add Remove Pause Change ListRules GetStats GetWorkers RestartWorker Upgrade",
         ),
     ],
 )
@@ -493,9 +488,12 @@ def test_pieces_are_the_list_and_the_last_says_so(runs: list[int]) -> None:
 
 def longest_record(outputs: int, letter: str) -> RuleRecord:
     """A rule with texts as long as they get."""
+    source, group = "2" * 4 + ":ffff" * 7, "ff0e" + ":ffff" * 7
+    endpoint = f"[{group}]:65535%{letter * 15}"
+    options = f"ttl=keep,dscp=63,source={source},sport=65535,rate=999999999999bit,paused"
     return RuleRecord(
-        input=f"239.255.255.255:65535%{letter * 15}",
-        outputs=(f"239.255.255.255:65535%{letter * 15},ttl=255",) * outputs,
+        input=f"[{source}]@{endpoint},vlan=4094",
+        outputs=(f"{endpoint},{options}",) * outputs,
         name="n" * 64,
         counter=RULES_MAX - 1,
         output_counters=(OUTPUTS_MAX - 1,) * outputs,
@@ -509,8 +507,11 @@ def test_every_piece_of_all_possible_rules_fits_a_frame(outputs: int, letter: st
     count = min(RULES_MAX, OUTPUTS_MAX // outputs)
     records = [longest_record(outputs, letter)] * count
     slots = {f"{n:015}": n for n in range(INTERFACES_MAX)}
-    problems: dict[messages.Direction, str] = {"ingress": "x" * 256, "egress": "x" * 256}
-    interfaces = tuple(InterfaceRecord(name, slot, problems) for name, slot in slots.items())
+    problems: dict[Direction, str] = dict.fromkeys(DIRECTIONS, letter * 256)
+    unjoined = {f"{n:091}": letter * 256 for n in range(messages.UNJOINED_MAX)}
+    interfaces = tuple(
+        InterfaceRecord(name, slot, DIRECTIONS, problems, {} if slot else unjoined) for name, slot in slots.items()
+    )
     total = 0
     for piece, last in in_frames(records):
         total += len(encode(SyncRules(ticket=2**53, rules=piece, slots=slots, complete=last)))

@@ -1,7 +1,8 @@
 """Steering: the classic BPF programs mean what the functions beside them say.
 
 They are run twice: by a small interpreter of the instructions that they use, and by the kernel, attached as filters to
-a datagram socket.
+a datagram socket. What the filter asks about a packet beside its bytes, only a packet socket has answers to:
+tests/integration/test_sockets.py.
 """
 
 from __future__ import annotations
@@ -20,35 +21,46 @@ from mcrelay.steering import (
     ALU_MUL_K,
     ALU_RSH_K,
     ALU_XOR_X,
+    ESP,
+    ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
     JEQ_K,
+    JMP_K,
     LD_B_ABS,
     LD_H_IND,
     LD_W_ABS,
     LDX_B_MSH,
+    OUTGOING,
+    PACKET_TYPE,
+    PROTOCOL,
     RET_A,
     RET_K,
     TAX,
+    UDP,
     Instruction,
     drop_filter,
     steer,
+    steer_address,
     steering_program,
     udp_filter,
 )
 
 SO_ATTACH_FILTER = 26
-UDP = 17
 WORD = 0xFFFFFFFF
 
 
-def run(program: list[Instruction], packet: bytes) -> int:
+def run(program: list[Instruction], packet: bytes, protocol: int = 0, packet_type: int = 0) -> int:
     """What the kernel makes of a program: 32-bit registers, and 0 for a load beyond the packet."""
+    beside = {PROTOCOL: protocol, PACKET_TYPE: packet_type}
     a = x = 0
     at = 0
     loads = {LD_W_ABS: (0, ">I"), LD_B_ABS: (0, ">B"), LD_H_IND: (1, ">H")}
     while True:
         code, if_true, if_false, k = program[at]
         at += 1
-        if code in loads:
+        if code == LD_W_ABS and k in beside:
+            a = beside[k]
+        elif code in loads:
             indexed, form = loads[code]
             offset = k + (x if indexed else 0)
             if offset + struct.calcsize(form) > len(packet):
@@ -68,6 +80,8 @@ def run(program: list[Instruction], packet: bytes) -> int:
             a ^= x
         elif code == TAX:
             x = a
+        elif code == JMP_K:
+            at += k
         elif code == JEQ_K:
             at += if_true if a == k else if_false
         elif code == RET_A:
@@ -97,7 +111,13 @@ def ipv4(destination: int, port: int, options: bytes = b"", protocol: int = UDP,
     return header + options + udp
 
 
+def ipv6(destination: bytes, next_header: int = UDP, payload: bytes = b"") -> bytes:
+    """A packet from its network header on."""
+    return struct.pack(">IHBB16s16s", 6 << 28, len(payload), next_header, 16, bytes(16), destination) + payload
+
+
 destinations = st.integers(0, WORD)
+ipv6_destinations = st.binary(min_size=16, max_size=16)
 port_numbers = st.integers(0, 65535)
 header_options = st.integers(0, 10).flatmap(lambda words: st.binary(min_size=4 * words, max_size=4 * words))
 payloads = st.binary(max_size=40)
@@ -163,6 +183,22 @@ def test_the_kernel_computes_steer(kernel: Filter, destination: int, port: int, 
     assert not kernel.accepts(packet)
 
 
+@given(ipv6_destinations, st.integers(0, 255), payloads)
+@example(bytes(16), UDP, b"")
+@example(b"\xff" * 16, UDP, b"")
+def test_ipv6_is_steered_by_its_destination_alone(
+    kernel: Filter, destination: bytes, next_header: int, payload: bytes
+) -> None:
+    """Whatever it carries: of a fragmented datagram, only the first fragment has ports."""
+    packet = ipv6(destination, next_header, payload)
+    value = steer_address(destination)
+    assert run(steering_program(), packet) == value
+    kernel.attach(asked(value))
+    assert kernel.accepts(packet)
+    kernel.attach(asked(value ^ 1))
+    assert not kernel.accepts(packet)
+
+
 @given(destinations, port_numbers, header_options, payloads)
 def test_nothing_but_the_destination_steers(destination: int, port: int, options: bytes, payload: bytes) -> None:
     """A flow keeps its worker whatever else its packets say."""
@@ -181,31 +217,35 @@ def test_the_program_gives_a_word_for_any_bytes(packet: bytes) -> None:
     assert len(packet) >= 20 or run(steering_program(), packet) == 0
 
 
-def accepted(kernel: Filter, packet: bytes) -> bool:
-    """What udp_filter says, by both."""
-    by_us = run(udp_filter(0), packet)
-    assert by_us in (0, WORD)
-    assert kernel.accepts(packet) == bool(by_us)
-    return bool(by_us)
+def accepted(packet: bytes, ethertype: int, packet_type: int = 0) -> bool:
+    """What udp_filter says."""
+    length = run(udp_filter(0), packet, ethertype, packet_type)
+    assert length in (0, WORD)
+    return bool(length)
 
 
 @pytest.mark.parametrize("options", [b"", bytes(40)])
-def test_the_filter_accepts_exactly_udp(kernel: Filter, options: bytes) -> None:
-    kernel.attach(udp_filter(0))
-    passing = [p for p in range(256) if accepted(kernel, ipv4(0xEF010101, 5000, options, protocol=p))]
-    assert passing == [UDP]
+def test_the_filter_accepts_of_ipv4_exactly_udp_and_esp(options: bytes) -> None:
+    packets = {protocol: ipv4(0xEF010101, 5000, options, protocol=protocol) for protocol in range(256)}
+    passing = [protocol for protocol, packet in packets.items() if accepted(packet, ETHERTYPE_IPV4)]
+    assert passing == [UDP, ESP]
+
+
+@given(st.binary(max_size=80), st.sampled_from([0x0806, 0x8100, 0x88CC, 4]))
+def test_the_filter_accepts_all_of_ipv6_and_nothing_that_is_not_ip(packet: bytes, ethertype: int) -> None:
+    assert accepted(packet, ETHERTYPE_IPV6)
+    assert not accepted(packet, ethertype)
 
 
 @given(some_ipv4)
-def test_the_filter_looks_at_the_protocol_alone(kernel: Filter, packet: bytes) -> None:
-    kernel.attach(udp_filter(0))
-    assert accepted(kernel, packet) == (packet[9] == UDP)
+def test_the_filter_looks_at_the_protocol_alone(packet: bytes) -> None:
+    assert accepted(packet, ETHERTYPE_IPV4) == (packet[9] in (UDP, ESP))
+    assert not accepted(packet, ETHERTYPE_IPV4, OUTGOING)
 
 
 @given(st.binary(min_size=1, max_size=30))
-def test_the_filter_refuses_what_is_too_short_for_a_protocol(kernel: Filter, packet: bytes) -> None:
-    kernel.attach(udp_filter(0))
-    assert accepted(kernel, packet) == (len(packet) > 9 and packet[9] == UDP)
+def test_the_filter_refuses_what_is_too_short_for_a_protocol(packet: bytes) -> None:
+    assert accepted(packet, ETHERTYPE_IPV4) == (len(packet) > 9 and packet[9] in (UDP, ESP))
 
 
 @given(some_ipv4)

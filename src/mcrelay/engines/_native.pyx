@@ -18,7 +18,32 @@ cdef extern from "counters.h":
         DROP_REASONS
 
 
+cdef extern from "ways.h":
+    enum:
+        WAY_UDP4
+        WAY_UDP6
+        WAY_LOOP4
+        WAY_LOOP6
+        WAY_FRAME
+        WAY_RAW4
+        WAY_RAW6
+        WAYS
+    size_t sizeof_egress_link "sizeof(struct egress_link)"
+
+
 cdef extern from "table.h":
+    enum:
+        OUTPUT_KEEP_TTL
+        OUTPUT_KEEP_DSCP
+        OUTPUT_KEEP_SOURCE
+        OUTPUT_KEEP_SOURCE_PORT
+        OUTPUT_PAUSED
+        OUTPUT_SPLIT_HORIZON
+        RATE_NONE
+        RATE_PACKETS
+        RATE_BITS
+    size_t sizeof_rule_record "sizeof(struct table_rule_record)"
+    size_t sizeof_output_record "sizeof(struct table_output_record)"
     struct table:
         pass
     int table_build(table **out, const uint8_t *records, size_t length)
@@ -43,8 +68,9 @@ cdef extern from "engine.h":
     int64_t engine_attach_ring(engine *engine, unsigned interface, int fd, bint loopback, uint32_t block_size,
                                uint32_t blocks, uint32_t frame_size)
     int64_t engine_detach_ingress(engine *engine, unsigned interface)
-    int64_t engine_attach_egress(engine *engine, unsigned interface, int fd, uint32_t mtu)
-    int64_t engine_detach_egress(engine *engine, unsigned interface)
+    int64_t engine_attach_egress(engine *engine, unsigned interface, unsigned way, int fd, uint32_t mtu,
+                                 const uint8_t *link, size_t length)
+    int64_t engine_detach_egress(engine *engine, unsigned interface, unsigned way)
     int64_t engine_set_rules(engine *engine, const uint8_t *records, size_t length)
     int64_t engine_set_own_addresses(engine *engine, const uint8_t *packed, size_t length)
     int64_t engine_probe(engine *engine)
@@ -56,6 +82,28 @@ PAGE_SIZE = sizeof_counters_page
 PAGE_MAGIC = COUNTERS_MAGIC
 PAGE_VERSION = COUNTERS_VERSION
 DROP_REASON_COUNT = DROP_REASONS
+# What Python states as well, by the names that it has there.
+WAY_NUMBERS = {
+    "UDP4": WAY_UDP4,
+    "UDP6": WAY_UDP6,
+    "LOOP4": WAY_LOOP4,
+    "LOOP6": WAY_LOOP6,
+    "FRAME": WAY_FRAME,
+    "RAW4": WAY_RAW4,
+    "RAW6": WAY_RAW6,
+}
+LEG_FLAGS = {
+    "KEEP_TTL": OUTPUT_KEEP_TTL,
+    "KEEP_DSCP": OUTPUT_KEEP_DSCP,
+    "KEEP_SOURCE": OUTPUT_KEEP_SOURCE,
+    "KEEP_SOURCE_PORT": OUTPUT_KEEP_SOURCE_PORT,
+    "PAUSED": OUTPUT_PAUSED,
+    "SPLIT_HORIZON": OUTPUT_SPLIT_HORIZON,
+}
+RATE_UNITS = {"NONE": RATE_NONE, "PACKETS": RATE_PACKETS, "BITS": RATE_BITS}
+LINK_SIZE = sizeof_egress_link
+RULE_RECORD_SIZE = sizeof_rule_record
+OUTPUT_RECORD_SIZE = sizeof_output_record
 
 
 cdef int64_t check(int64_t result) except -1:
@@ -125,11 +173,12 @@ cdef class Engine:
     def detach_ingress(self, unsigned interface):
         return check(engine_detach_ingress(self._open(), interface))
 
-    def attach_egress(self, unsigned interface, int fd, uint32_t mtu):
-        return check(engine_attach_egress(self._open(), interface, fd, mtu))
+    def attach_egress(self, unsigned interface, unsigned way, int fd, uint32_t mtu, const uint8_t[::1] link not None):
+        cdef const uint8_t *first = &link[0] if link.shape[0] else NULL
+        return check(engine_attach_egress(self._open(), interface, way, fd, mtu, first, <size_t>link.shape[0]))
 
-    def detach_egress(self, unsigned interface):
-        return check(engine_detach_egress(self._open(), interface))
+    def detach_egress(self, unsigned interface, unsigned way):
+        return check(engine_detach_egress(self._open(), interface, way))
 
     def set_rules(self, const uint8_t[::1] records not None):
         cdef const uint8_t *first = &records[0] if records.shape[0] else NULL

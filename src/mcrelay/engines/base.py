@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar, Protocol
 
+from mcrelay.entries import Entry
 from mcrelay.limits import RingGeometry
-from mcrelay.rules import Entry
+from mcrelay.ways import Link, Way
 
 
 class Engine(Protocol):
@@ -46,12 +47,12 @@ class Engine(Protocol):
         """Answers ENOENT if there is none."""
         ...
 
-    def attach_egress(self, interface: int, fd: int, mtu: int) -> int:
-        """Send this interface's outputs through the UDP socket `fd`, instead of the one before. What exceeds `mtu` with
-        its headers is left to the kernel to fragment."""
+    def attach_egress(self, interface: int, way: Way, fd: int, mtu: int, link: Link) -> int:
+        """Send this interface's outputs of this way through the socket `fd`, instead of the one before. What exceeds
+        `mtu` with its headers is left to the kernel to fragment, or fragmented here where we write the IP header."""
         ...
 
-    def detach_egress(self, interface: int) -> int:
+    def detach_egress(self, interface: int, way: Way) -> int:
         """Answers ENOENT if there is none."""
         ...
 

@@ -20,8 +20,6 @@ SUSPENSION_MAX_S: Final = 64
 DRAIN_NS: Final = 5 * 10**8
 REST: Final = 4
 
-Rule = tuple[bytes, int, int]  # group, port, ingress
-
 
 class Verdict(enum.Enum):
     NONE = enum.auto()  # forward the packet
@@ -79,7 +77,7 @@ class Watched:
 class Watch:
     """What is known of one rule."""
 
-    rule: Rule
+    rule: int  # its id
     watched: Watched | None = None
     suspect: Watched | None = None  # for which it is suspended
     acquitted: tuple[Look, bytes | None] | None = None
@@ -128,7 +126,7 @@ class Loops:
     def __init__(self) -> None:
         self._watches: dict[int, Watch] = {}
 
-    def watch(self, counter: int, rule: Rule) -> Watch:
+    def watch(self, counter: int, rule: int) -> Watch:
         """A rule's; another one's that had its counter is forgotten."""
         watch = self._watches.get(counter)
         if watch is None or watch.rule != rule:

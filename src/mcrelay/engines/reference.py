@@ -1,7 +1,8 @@
 """Engine `reference`: pure Python, one packet at a time, recvmsg and sendmsg. Slow and obvious.
 
 It is the oracle of the differential tests, and what forwards where the C core or io_uring is missing. It counts as the
-C core does; where the two differ, one is wrong. The parser states the checks of native/packet.c in their order.
+C core does; where the two differ, one is wrong. What a packet is, says parsing.py; which entry takes it, lookup.py;
+what a copy looks like and how it leaves, exits.py. Here are the commands, the turns, and the counting.
 """
 
 from __future__ import annotations
@@ -30,132 +31,24 @@ from mcrelay.counters import (
     SENDS,
     Page,
 )
+from mcrelay.engines.exits import PACKET_VNET_HDR, Exit, destination_of
+from mcrelay.engines.headers import ip_length
+from mcrelay.engines.lookup import Table
 from mcrelay.engines.loops import Loops, Verdict
+from mcrelay.engines.parsing import AUXDATA, SOL_PACKET, Drop, Packet, parse, unwrap
+from mcrelay.engines.rates import Rates
+from mcrelay.entries import Entry, Leg, LegFlag
 from mcrelay.limits import ADDRESSES_MAX, RingGeometry
-from mcrelay.rules import Entry, Leg
+from mcrelay.ways import Link, Way
 
-# linux/if_packet.h
-PACKET_OTHERHOST: Final = 3
-PACKET_STATISTICS: Final = 6
-PACKET_AUXDATA: Final = 8
-PACKET_VNET_HDR: Final = 15
-SOL_PACKET: Final = 263
-TP_STATUS_CSUMNOTREADY: Final = 1 << 3
-TP_STATUS_VLAN_VALID: Final = 1 << 4
-TP_STATUS_CSUM_VALID: Final = 1 << 7
-AUXDATA: Final = struct.Struct("=IIIHHHH")  # struct tpacket_auxdata: status first, network header's offset fifth
-VIRTIO: Final = struct.Struct("=BBHHHH")  # struct virtio_net_hdr: kind second, segment size fourth
-VIRTIO_NET_HDR_GSO_UDP_L4: Final = 5
-ROOM: Final = 128 + 65535  # headers before the packet, and the longest one
-DATAGRAMS_MAX: Final = 128  # merged into one frame (UDP_MAX_SEGMENTS)
+PACKET_STATISTICS: Final = 6  # linux/if_packet.h
 STATISTICS: Final = struct.Struct("=II")  # struct tpacket_stats: packets, drops
+ROOM: Final = 128 + 40 + 65535  # headers before the packet, and the longest one
+DATAGRAMS_MAX: Final = 128  # merged into one frame (UDP_MAX_SEGMENTS)
 
 COMMANDS_MAX: Final = 64
 PACKETS_PER_TURN: Final = 64  # of one interface, before the others and the commands get their turn
 STATISTICS_S: Final = 0.1
-
-SEND_ERRORS: Final = {
-    errno.EAGAIN: "egress_full",
-    errno.ENOBUFS: "egress_full",
-    errno.ENOMEM: "egress_full",
-    errno.ENETUNREACH: "egress_unreachable",
-    errno.EHOSTUNREACH: "egress_unreachable",
-    errno.ENETDOWN: "egress_unreachable",
-    errno.EHOSTDOWN: "egress_unreachable",
-    errno.EADDRNOTAVAIL: "egress_unreachable",
-    errno.ENODEV: "egress_unreachable",
-    errno.ENXIO: "egress_unreachable",
-    errno.EPERM: "egress_refused",
-    errno.EACCES: "egress_refused",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Packet:
-    source: bytes  # 16 bytes, like all addresses
-    destination: bytes
-    port: int
-    ttl: int
-    payload: memoryview
-    segment: int = 0  # length of each of several datagrams in the payload but the last; 0: it is one
-
-    @property
-    def datagrams(self) -> list[memoryview]:
-        if not self.segment:
-            return [self.payload]
-        return [self.payload[at : at + self.segment] for at in range(0, len(self.payload), self.segment)]
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """A frame from its network header on, and what the kernel said of it."""
-
-    data: memoryview
-    segment: int = 0
-    vouched: bool = False  # for the checksum
-
-
-class Drop(Exception):
-    """The packet is not forwarded; the argument is the reason's name."""
-
-
-def parse(data: memoryview, *, checksum_vouched: bool) -> Packet:
-    """An IPv4 UDP packet (RFC 791, RFC 768) from its network header on, or Drop."""
-    if len(data) < 20:
-        raise Drop("truncated")
-    if data[0] >> 4 != 4:
-        raise Drop("not_ipv4")
-    header_length = (data[0] & 15) * 4
-    total_length = int.from_bytes(data[2:4], "big")
-    if header_length < 20 or total_length < header_length:
-        raise Drop("bad_ip_header")
-    if total_length > len(data):
-        raise Drop("truncated")
-    if _checksum(data[:header_length]) != 0xFFFF:
-        raise Drop("bad_ip_checksum")
-    if int.from_bytes(data[6:8], "big") & 0x3FFF:
-        raise Drop("fragment")
-    if data[9] != socket.IPPROTO_UDP:
-        raise Drop("not_udp")
-    udp = data[header_length:total_length]
-    if len(udp) < 8:
-        raise Drop("truncated")
-    _source_port, port, udp_length, checksum = struct.unpack_from("!HHHH", udp)
-    if not 8 <= udp_length <= len(udp):
-        raise Drop("bad_udp_length")
-    udp = udp[:udp_length]
-    if checksum and not checksum_vouched:
-        pseudo_header = bytes(data[12:20]) + struct.pack("!BBH", 0, socket.IPPROTO_UDP, udp_length)
-        if _checksum(pseudo_header + bytes(udp)) != 0xFFFF:
-            raise Drop("bad_udp_checksum")
-    prefix = b"\0" * 10 + b"\xff\xff"
-    return Packet(prefix + bytes(data[12:16]), prefix + bytes(data[16:20]), port, data[8], udp[8:])
-
-
-def _open(data: memoryview, control: list[tuple[int, int, bytes]], address: object, *, virtio: bool) -> Frame:
-    """What recvmsg gave, taken apart; Drop for what is not ours to forward."""
-    segment = status = network = 0
-    if virtio:
-        _flags, kind, _header_length, size, _start, _offset = VIRTIO.unpack_from(data)
-        segment = size if kind == VIRTIO_NET_HDR_GSO_UDP_L4 else 0
-        data = data[VIRTIO.size :]
-    for level, message, payload in control:
-        if level == SOL_PACKET and message == PACKET_AUXDATA and len(payload) >= AUXDATA.size:
-            status, _length, _captured, _link, network, _tag, _tag_protocol = AUXDATA.unpack_from(payload)
-    if status & TP_STATUS_VLAN_VALID:
-        raise Drop("vlan_tagged")
-    if isinstance(address, tuple) and len(address) >= 3 and address[2] == PACKET_OTHERHOST:
-        raise Drop("other_host")
-    return Frame(data[network:], segment, bool(status & (TP_STATUS_CSUM_VALID | TP_STATUS_CSUMNOTREADY)))
-
-
-def _checksum(data: memoryview | bytes) -> int:
-    """The ones' complement sum of RFC 1071, 0xffff where it includes a right checksum."""
-    padded = bytes(data) + b"\0" * (len(data) % 2)
-    total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return total
 
 
 @dataclass(slots=True)
@@ -182,10 +75,11 @@ class ReferenceEngine:
         # The engine's thread.
         self._selector = selectors.DefaultSelector()
         self._ingress: dict[int, Ingress] = {}
-        self._egress: dict[int, socket.socket] = {}
-        self._rules: dict[tuple[bytes, int, int], Entry] = {}
+        self._exits: dict[tuple[int, Way], Exit] = {}
+        self._table = Table()
         self._own: frozenset[bytes] = frozenset()
         self._loops = Loops()
+        self._rates = Rates()
         self._now_ns = 0  # of this turn
         self._stopping = False
 
@@ -205,15 +99,15 @@ class ReferenceEngine:
     def detach_ingress(self, interface: int) -> int:
         return self._submit(lambda: self._do_detach_ingress(interface))
 
-    def attach_egress(self, interface: int, fd: int, mtu: int) -> int:
-        return self._submit(lambda: self._do_attach_egress(interface, fd))
+    def attach_egress(self, interface: int, way: Way, fd: int, mtu: int, link: Link) -> int:
+        return self._submit(lambda: self._do_attach_egress(interface, way, fd, mtu, link))
 
-    def detach_egress(self, interface: int) -> int:
-        return self._submit(lambda: self._do_detach_egress(interface))
+    def detach_egress(self, interface: int, way: Way) -> int:
+        return self._submit(lambda: self._do_detach_egress(interface, way))
 
     def set_rules(self, entries: Iterable[Entry]) -> int:
-        rules = {(entry.group, entry.port, entry.ingress): entry for entry in entries}
-        return self._submit(lambda: self._do_set_rules(rules))
+        table = Table(entries)
+        return self._submit(lambda: self._do_set_rules(table))
 
     def set_own_addresses(self, addresses: Iterable[bytes]) -> int:
         own = frozenset(addresses)
@@ -243,8 +137,8 @@ class ReferenceEngine:
             return
         for ingress in self._ingress.values():
             ingress.sock.detach()
-        for sock in self._egress.values():
-            sock.detach()
+        for way_out in self._exits.values():
+            way_out.sock.detach()
         self._selector.close()
         os.close(self._command_fd)
         os.close(self._answer_fd)
@@ -308,20 +202,20 @@ class ReferenceEngine:
         self._count_pool()
         return 0
 
-    def _do_attach_egress(self, interface: int, fd: int) -> int:
-        self._do_detach_egress(interface)
-        self._egress[interface] = socket.socket(fileno=fd)
+    def _do_attach_egress(self, interface: int, way: Way, fd: int, mtu: int, link: Link) -> int:
+        self._do_detach_egress(interface, way)
+        self._exits[interface, way] = Exit(way, socket.socket(fileno=fd), mtu, link)
         return 0
 
-    def _do_detach_egress(self, interface: int) -> int:
-        sock = self._egress.pop(interface, None)
-        if sock is None:
+    def _do_detach_egress(self, interface: int, way: Way) -> int:
+        way_out = self._exits.pop((interface, way), None)
+        if way_out is None:
             return errno.ENOENT
-        sock.detach()
+        way_out.sock.detach()
         return 0
 
-    def _do_set_rules(self, rules: dict[tuple[bytes, int, int], Entry]) -> int:
-        self._rules = rules
+    def _do_set_rules(self, table: Table) -> int:
+        self._table = table
         return 0
 
     def _do_set_own_addresses(self, own: frozenset[bytes]) -> int:
@@ -363,7 +257,7 @@ class ReferenceEngine:
             self._page.count(RECEIVED)
             self._page.count_interface(ingress.interface, "frames")
             try:
-                frame = _open(memoryview(data), control, address, virtio=ingress.virtio)
+                frame = unwrap(memoryview(data), control, address, virtio=ingress.virtio)
                 packet = parse(frame.data, checksum_vouched=frame.vouched)
                 if frame.segment and frame.segment < len(packet.payload):
                     packet = replace(packet, segment=frame.segment)
@@ -371,16 +265,16 @@ class ReferenceEngine:
                 if len(datagrams) > DATAGRAMS_MAX:
                     self._page.count_interface(ingress.interface, "merged")
                     raise Drop("merged")
-                self._page.count(RECEIVED, len(datagrams) - 1)
-                self._page.count(RECEIVED_BYTES, len(packet.payload))
-                entry = self._rules.get((packet.destination, packet.port, ingress.interface))
             except Drop as drop:
                 self._page.count_dropped(REASON[drop.args[0]])
                 continue
+            self._page.count(RECEIVED, len(datagrams) - 1)
+            self._page.count(RECEIVED_BYTES, len(packet.payload))
+            entry = self._table.find(packet, ingress.interface, frame.vlan)
             if entry is None:
-                self._page.count_dropped(REASON["no_rule"], len(datagrams))
+                self._page.count_dropped(REASON["vlan_tagged" if frame.vlan else "no_rule"], len(datagrams))
             elif self._admit(ingress, entry, packet, len(datagrams)):
-                self._forward(entry, packet, datagrams)
+                self._forward(entry, packet)
 
     def _admit(self, ingress: Ingress, entry: Entry, packet: Packet, count: int) -> bool:
         """Whether a packet that matched a rule is to be forwarded at all; what is not counts for the rule in a word of
@@ -389,7 +283,7 @@ class ReferenceEngine:
             self._page.count_dropped(REASON["own"], count)
             self._page.count_loop(entry.counter, own=count)
             return False
-        watch = self._loops.watch(entry.counter, (entry.group, entry.port, entry.ingress))
+        watch = self._loops.watch(entry.counter, entry.id)
         verdict = watch.judge(packet.payload, packet.source, self._now_ns)
         if verdict is Verdict.NONE:
             return True
@@ -402,15 +296,16 @@ class ReferenceEngine:
         self._page.count_loop(entry.counter, looped=count)
         return False
 
-    def _forward(self, entry: Entry, packet: Packet, datagrams: list[memoryview]) -> None:
+    def _forward(self, entry: Entry, packet: Packet) -> None:
         """Datagrams that came merged count as forwarded or not together, like in the C core."""
-        count = len(datagrams)
+        count = len(packet.datagrams)
         self._page.count_rule(entry.counter, packets=count, size=len(packet.payload))
         copies = 0
         reasons = []
         for leg in entry.legs:
-            for payload in datagrams:
-                failure = self._send(leg, payload, packet.ttl)
+            refusal, way_out = self._way_out(leg, packet)
+            for payload in packet.datagrams:
+                failure = refusal if way_out is None else way_out.send(leg, packet, payload)
                 if failure is None:
                     copies += 1
                     self._page.count_output(leg.counter, len(payload))
@@ -427,19 +322,19 @@ class ReferenceEngine:
             self._page.count_dropped(min(reasons), count)
             self._page.count_rule(entry.counter, dropped=count)
 
-    def _send(self, leg: Leg, payload: memoryview, came_with_ttl: int) -> str | None:
-        """The reason if the copy did not leave."""
-        sock = self._egress.get(leg.egress)
-        if sock is None:
-            return "egress_unreachable"
-        ttl = leg.ttl or max(1, came_with_ttl - 1)
-        try:
-            sock.sendmsg(
-                [payload],
-                [(socket.IPPROTO_IP, socket.IP_TTL, struct.pack("=i", ttl))],
-                socket.MSG_DONTWAIT,
-                (socket.inet_ntoa(leg.address[12:]), leg.port),
-            )
-        except OSError as error:
-            return SEND_ERRORS.get(error.errno or 0, "egress_error")
-        return None
+    def _way_out(self, leg: Leg, packet: Packet) -> tuple[str | None, Exit | None]:
+        """The leg's, or the reason why the packet does not leave by it."""
+        if leg.flags & LegFlag.PAUSED:
+            return "paused", None
+        if leg.flags & LegFlag.SPLIT_HORIZON:
+            return "split_horizon", None
+        way_out = self._exits.get((leg.egress, leg.way))
+        if way_out is None:
+            return "egress_unreachable", None
+        if refusal := way_out.refusal(leg, packet):
+            return refusal, None
+        destination = destination_of(leg, packet)
+        lengths = [ip_length(destination, packet.protocol, len(payload)) for payload in packet.datagrams]
+        if not self._rates.permits(leg, lengths, self._now_ns):
+            return "egress_limited", None
+        return None, way_out

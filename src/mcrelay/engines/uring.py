@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from mcrelay.engines import _native
+from mcrelay.entries import Entry
 from mcrelay.limits import RingGeometry
-from mcrelay.rules import Entry
+from mcrelay.ways import Link, Way
 
 
 class UringEngine:
@@ -51,11 +52,11 @@ class UringEngine:
     def detach_ingress(self, interface: int) -> int:
         return self._native.detach_ingress(interface)
 
-    def attach_egress(self, interface: int, fd: int, mtu: int) -> int:
-        return self._native.attach_egress(interface, fd, mtu)
+    def attach_egress(self, interface: int, way: Way, fd: int, mtu: int, link: Link) -> int:
+        return self._native.attach_egress(interface, way, fd, mtu, link.packed)
 
-    def detach_egress(self, interface: int) -> int:
-        return self._native.detach_egress(interface)
+    def detach_egress(self, interface: int, way: Way) -> int:
+        return self._native.detach_egress(interface, way)
 
     def set_rules(self, entries: Iterable[Entry]) -> int:
         return self._native.set_rules(b"".join(entry.packed for entry in entries))

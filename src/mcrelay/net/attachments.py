@@ -2,8 +2,9 @@
 
 Owns, for the supervisor, every packet socket and egress socket from opening to closing, every group membership, which
 slot an interface has, and how many rules need what. A name has its slot for as long as a rule has the name, whether
-there is such an interface or not: rules in the workers' tables stay as they are when interfaces come and go. What a
-worker gets of it is a borrowed descriptor: when the worker dies, nothing here changes.
+there is such an interface or not: rules in the workers' tables stay as they are when interfaces come and go. A pattern
+has no slot; the names that it stands for have, while such interfaces are there. What a worker gets of it is a borrowed
+descriptor: when the worker dies, nothing here changes.
 
 Kernel facts: closing a packet socket waits for the kernel's other cores (synchronize_net), so sockets are closed on
 another thread. A packet socket whose interface is deleted is bound to nothing from then on, even if another interface
@@ -19,24 +20,24 @@ import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
-from typing import Final, TypeVar
+from ipaddress import ip_address
+from typing import TypeVar
 
-from mcrelay.errors import RuleError
+from mcrelay.errors import RuleError, SystemRefusal
 from mcrelay.limits import INTERFACES_MAX, RingGeometry
-from mcrelay.messages import Direction, InheritInterface, InheritMemberships, Membership, Message, Ring
-from mcrelay.net import sockets
-from mcrelay.net.admission import Admission, Destination
+from mcrelay.messages import InheritInterface, InheritMemberships, Member, Message, Ring
+from mcrelay.net import egress, sockets
+from mcrelay.net.absorbers import Absorbers
+from mcrelay.net.admission import Admission, Destination, destination_of
 from mcrelay.net.interfaces import Interface
-from mcrelay.rules import Rule
+from mcrelay.net.memberships import Memberships
+from mcrelay.rules import BROADCAST, Address, Membership, Rule
 from mcrelay.turns import in_turns
+from mcrelay.ways import DIRECTIONS, WAYS, Direction
 
 log = logging.getLogger(__name__)
 
 Need = tuple[str, Direction]  # interface name
-Group = tuple[str, IPv4Address]  # interface name
-
-DIRECTIONS: Final[tuple[Direction, ...]] = ("egress", "ingress")
 
 
 @dataclass
@@ -49,26 +50,27 @@ class Attachment:
     sockets: dict[Direction, list[socket.socket]] = field(default_factory=dict)
     ring: RingGeometry | None = None  # of the ingress sockets, if they have one
     admission: Admission | None = None  # of the ingress sockets, if they have one
-    admitted: set[Destination] = field(default_factory=set)  # of rules, whether it is open or not
     problems: dict[Direction, str] = field(default_factory=dict)  # why a direction in use does not work
+    unjoined: dict[Membership, str] = field(
+        default_factory=dict
+    )  # groups that the kernel does not let us join, and why
 
 
-def needs(rule: Rule) -> set[Need]:
-    return {(rule.input.interface, "ingress"), *((output.interface, "egress") for output in rule.outputs)}
-
-
-def group(rule: Rule) -> Group:
-    assert isinstance(rule.input.group, IPv4Address)
-    return (rule.input.interface, rule.input.group)
+def egress_needs(rule: Rule) -> set[Need]:
+    return {(output.interface, rule.way(output).direction) for output in rule.outputs}
 
 
 class Attachments:
     def __init__(self, workers: int) -> None:
         self._workers = workers
         self._by_name: dict[str, Attachment] = {}
-        self._memberships = sockets.Memberships()
+        self._memberships = Memberships()
+        self._absorbers = Absorbers()
+        self._absorbed: dict[str, tuple[Address, int, int]] = {}  # by rule id: address, port, interface index
         self._uses: Counter[Need] = Counter()
-        self._joined: Counter[Group] = Counter()
+        self._joined: Counter[Membership] = Counter()  # what active rules want
+        self._wanted: Counter[tuple[str, Destination]] = Counter()  # what active rules take, by interface
+        self._patterns: dict[str, tuple[Rule, set[str]]] = {}  # by rule id: active, and the names it stands for
         self._may_filter = True
         self._replenishing = False
         self._stock: tuple[RingGeometry, list[socket.socket]] | None = None
@@ -89,6 +91,18 @@ class Attachments:
 
     def is_needed(self, need: Need) -> bool:
         return self._uses[need] > 0
+
+    def ingress_names(self, rule: Rule, present: Iterable[str]) -> set[str]:
+        """The interfaces that the rule's packets come in by: the one it names, or those of these that its pattern
+        matches."""
+        if not rule.input.is_pattern:
+            return {rule.input.interface}
+        return {name for name in present if rule.input.is_on(name)}
+
+    def needs(self, rule: Rule) -> set[Need]:
+        """What an active rule needs now."""
+        _rule, names = self._patterns.get(rule.id, (rule, {rule.input.interface}))
+        return {*((name, "ingress") for name in names), *egress_needs(rule)}
 
     def slots(self) -> dict[str, int]:
         """The slot of each interface that rules name."""
@@ -126,7 +140,7 @@ class Attachments:
             attachment.ring = ring
             attachment.admission = admission
         else:
-            opened = sockets.open_egress(interface, self._workers)
+            opened = egress.open_egress(interface, WAYS[direction], self._workers)
         attachment.sockets[direction] = opened
         attachment.opened[direction] = interface
 
@@ -170,15 +184,17 @@ class Attachments:
         opened = attachment.opened[direction]
         if interface is None or interface.index != opened.index:
             return True
-        return direction == "ingress" and not sockets.is_bound(attachment.sockets[direction][0], interface)
+        is_packet_socket = direction in ("ingress", "frame")
+        return is_packet_socket and not sockets.is_bound(attachment.sockets[direction][0], interface)
 
     async def close(self, attachment: Attachment, direction: Direction) -> None:
         """Close the sockets of one direction, and give up the memberships there. No worker may be using them."""
         closing = attachment.sockets.pop(direction)
         opened = attachment.opened.pop(direction)
         if direction == "ingress":
-            async for address in in_turns(self._groups(attachment)):
-                self._memberships.leave(opened.index, address)
+            async for membership in in_turns(self._memberships_on(attachment)):
+                self._memberships.leave(opened.index, membership.group, membership.source)
+            attachment.unjoined.clear()
             if attachment.admission:
                 attachment.admission.close()
                 attachment.admission = None
@@ -207,7 +223,9 @@ class Attachments:
                 )
                 yield message, [*(sock.fileno() for sock in attachment.sockets[direction]), *filter_fds]
         for sock, members in self._memberships.holders():
-            memberships = tuple(Membership(index, str(address)) for index, address in members)
+            memberships = tuple(
+                Member(index, str(group), str(source) if source else None) for index, group, source in members
+            )
             yield InheritMemberships(memberships=memberships), [sock.fileno()]
 
     def adopt_interface(self, message: InheritInterface, descriptors: list[int]) -> None:
@@ -216,93 +234,145 @@ class Attachments:
             self._by_name[message.name] = Attachment(message.name, message.slot)
         attachment = self._by_name[message.name]
         interface = Interface(
-            message.name, message.index, message.mtu, is_up=True, has_ipv4=True, is_loopback=message.loopback
+            message.name,
+            message.index,
+            message.mtu,
+            is_up=True,
+            has_ipv4=True,
+            has_ipv6=True,
+            is_loopback=message.loopback,
         )
         attachment.opened[message.direction] = interface
         attachment.sockets[message.direction] = [socket.socket(fileno=fd) for fd in descriptors[: self._workers]]
         if message.ring:
             attachment.ring = RingGeometry(message.ring.block_size, message.ring.blocks, message.ring.frame_size)
         if message.filters:
-            map_fd, program_fd = descriptors[self._workers :]
-            attachment.admission = Admission.adopt(map_fd, program_fd)
+            attachment.admission = Admission.adopt(*descriptors[self._workers :])
 
     def adopt_memberships(self, message: InheritMemberships, descriptor: int) -> None:
-        members = [(member.index, IPv4Address(member.group)) for member in message.memberships]
+        members = [
+            (member.index, ip_address(member.group), ip_address(member.source) if member.source else None)
+            for member in message.memberships
+        ]
         self._memberships.adopt(socket.socket(fileno=descriptor), members)
 
     # Memberships, of interfaces whose ingress is open: the others' are joined when it is.
 
-    async def join(self, wanted: Iterable[Group]) -> None:
-        """Be a member of these. SystemRefusal if the kernel does not; then leave() undoes what was done."""
-        async for name, address in in_turns(wanted):
-            if not self._joined[name, address] and (opened := self._by_name[name].opened.get("ingress")):
-                self._memberships.join(opened, address)
+    async def join(self, wanted: Iterable[Membership]) -> None:
+        """Be a member of these; what the kernel does not allow is noted in `unjoined`."""
+        async for membership in in_turns(wanted):
+            if not self._joined[membership]:
+                self._join(membership)
+
+    def _join(self, membership: Membership) -> None:
+        attachment = self._by_name.get(membership.interface)
+        if attachment is None or not (opened := attachment.opened.get("ingress")):
+            return
+        try:
+            self._memberships.join(opened, membership.group, membership.source)
+        except SystemRefusal as error:
+            attachment.unjoined[membership] = str(error)
+        else:
+            attachment.unjoined.pop(membership, None)
 
     async def rejoin(self, attachment: Attachment) -> None:
-        """Be a member again of all groups that active rules want there. Idempotent. SystemRefusal if the kernel does
-        not."""
-        async for address in in_turns(self._groups(attachment)):
-            self._memberships.join(attachment.opened["ingress"], address)
+        """Be a member again of all groups that active rules want there. Idempotent."""
+        async for membership in in_turns(self._memberships_on(attachment)):
+            self._join(membership)
 
-    async def leave(self, unwanted: Iterable[Group]) -> None:
+    async def leave(self, unwanted: Iterable[Membership]) -> None:
         """Cease to be a member of these, unless a rule needs it."""
-        async for name, address in in_turns(unwanted):
-            if not self._joined[name, address] and (opened := self._by_name[name].opened.get("ingress")):
-                self._memberships.leave(opened.index, address)
+        async for membership in in_turns(unwanted):
+            attachment = self._by_name.get(membership.interface)
+            if self._joined[membership] or attachment is None:
+                continue
+            attachment.unjoined.pop(membership, None)
+            if opened := attachment.opened.get("ingress"):
+                self._memberships.leave(opened.index, membership.group, membership.source)
 
-    def _groups(self, attachment: Attachment) -> list[IPv4Address]:
-        return [address for name, address in self._joined if name == attachment.name]
+    def memberships(self, rule: Rule, names: Iterable[str]) -> list[Membership]:
+        """What has to be joined for the rule on these interfaces."""
+        return [membership for name in names for membership in rule.input.memberships(name)]
+
+    def _memberships_on(self, attachment: Attachment) -> list[Membership]:
+        return [membership for membership in self._joined if membership.interface == attachment.name]
 
     # Admission.
 
     def admit(self, rules: Iterable[Rule]) -> None:
         """Let these rules' packets through to the workers, who know them. Idempotent. OSError if that cannot be."""
         for attachment, destinations in self._destinations(rules):
-            attachment.admitted.update(destinations)
             if attachment.admission:
                 attachment.admission.admit(destinations)
 
     def readmit(self, attachment: Attachment) -> None:
-        """The same for all rules of an interface, after its ingress was opened."""
+        """The same for all active rules of an interface, after its ingress was opened."""
         if attachment.admission:
-            attachment.admission.admit(attachment.admitted)
+            attachment.admission.admit(wanted for name, wanted in self._wanted if name == attachment.name)
 
     def refuse(self, rules: Iterable[Rule]) -> None:
-        """Let them through no more. Idempotent."""
+        """Let them through no more, unless an active rule wants the same. Idempotent."""
         for attachment, destinations in self._destinations(rules):
-            attachment.admitted.difference_update(destinations)
             if attachment.admission:
-                attachment.admission.refuse(destinations)
+                attachment.admission.refuse(d for d in destinations if not self._wanted[attachment.name, d])
 
     def _destinations(self, rules: Iterable[Rule]) -> Iterator[tuple[Attachment, list[Destination]]]:
         """Of these rules, by interface."""
         by_name: dict[str, list[Destination]] = {}
         for rule in rules:
-            if rule.input.port is not None:
-                by_name.setdefault(rule.input.interface, []).append((group(rule)[1], rule.input.port))
+            for name in self.ingress_names(rule, self._by_name):
+                by_name.setdefault(name, []).append(destination_of(rule.input))
         for name, destinations in by_name.items():
             if attachment := self._by_name.get(name):
                 yield attachment, destinations
 
     # Uses.
 
-    def keep(self, rule: Rule) -> None:
-        """The rule is active: count what it needs."""
-        self._uses.update(needs(rule))
-        self._joined[group(rule)] += 1
+    def keep(self, rule: Rule, names: Iterable[str]) -> None:
+        """The rule is active, and its packets come in by these interfaces: count what it needs."""
+        names = set(names)
+        if rule.input.is_pattern:
+            self._patterns[rule.id] = rule, names
+        self._uses.update(self.needs(rule))
+        self._joined.update(self.memberships(rule, names))
+        self._wanted.update((name, destination_of(rule.input)) for name in names)
+        if rule.input.port is not None and not rule.input.address.is_multicast and rule.input.address != BROADCAST:
+            opened = next((self._by_name[name].opened.get("ingress") for name in names), None)
+            place = rule.input.address, rule.input.port, opened.index if opened else 0
+            self._absorbed[rule.id] = place
+            self._absorbers.take(*place)
 
-    def release(self, rule: Rule) -> None:
-        """The rule is no longer active. leave() and unused() then tell what goes with it."""
-        for need in needs(rule):
+    def release(self, rule: Rule) -> set[str]:
+        """The rule is no longer active. leave() and unused() then tell what goes with it. Returns the interfaces that
+        its packets came in by."""
+        needs = self.needs(rule)
+        names = {name for name, direction in needs if direction == "ingress"}
+        self._patterns.pop(rule.id, None)
+        for need in needs:
             _decrement(self._uses, need)
-        _decrement(self._joined, group(rule))
+        for membership in self.memberships(rule, names):
+            _decrement(self._joined, membership)
+        for name in names:
+            _decrement(self._wanted, (name, destination_of(rule.input)))
+        if place := self._absorbed.pop(rule.id, None):
+            self._absorbers.give_up(*place)
+        return names
 
-    def unused(self, rule: Rule) -> list[Need]:
-        """What of the rule's needs nobody needs any more."""
-        return sorted(need for need in needs(rule) if not self._uses[need] and need[0] in self)
+    def absorb(self) -> None:
+        """Take the unicast inputs that could not be taken before: a program that had one may be gone."""
+        self._absorbers.retry()
+
+    def patterns(self) -> list[tuple[Rule, set[str]]]:
+        """The active rules with a pattern, and the names that each stands for at present."""
+        return [(rule, set(names)) for rule, names in self._patterns.values()]
+
+    def unused(self, needs: Iterable[Need]) -> list[Need]:
+        """Which of these nobody needs any more."""
+        return sorted(need for need in needs if not self._uses[need] and need[0] in self)
 
     async def close_all(self) -> None:
         self._memberships.close()
+        self._absorbers.close()
         for attachment in self:
             if attachment.admission:
                 attachment.admission.close()

@@ -1,0 +1,241 @@
+"""The API: what clients and the control plane say to each other (docs/protocol.md).
+
+Owns those messages; messages.py has their base and all others, codec.py who may say them. Requests have an id, which
+the reply repeats.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from mcrelay.limits import RULE_OUTPUTS_MAX
+from mcrelay.messages import HugeText, Id, LongText, Message, Positive, ProcessFacts, Text
+
+PROTOCOL: Final = 1
+
+
+class Ping(Message, frozen=True):
+    id: Id
+
+
+class Pong(Message, frozen=True):
+    id: Id
+
+
+class GetVersion(Message, frozen=True):
+    id: Id
+
+
+class Version(Message, frozen=True):
+    id: Id
+    version: str
+    protocol: int
+
+
+class Add(Message, frozen=True):
+    id: Id
+    # Generous: the parser says better what is wrong with a long text.
+    input: HugeText
+    outputs: Annotated[tuple[HugeText, ...], msgspec.Meta(max_length=4 * RULE_OUTPUTS_MAX)]  # parse_rule says why not
+    name: HugeText | None = None
+
+
+RuleState = Literal["active", "partial", "pending", "suspended"]
+
+
+class RuleFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A rule, and whether it works now. `partial`: some outputs do not; `pending`: the input does not, or no output
+    does; `suspended`: its output came back by way of another relay. `problems` says why."""
+
+    id: str
+    name: str | None
+    input: str
+    outputs: tuple[str, ...]
+    state: RuleState
+    problems: tuple[str, ...]
+
+
+class Added(Message, frozen=True):
+    id: Id
+    rule: RuleFacts
+    generation: Id
+    workers: Positive
+
+
+class Remove(Message, frozen=True):
+    id: Id
+    rule: HugeText  # name or id
+
+
+class Removed(Message, frozen=True):
+    id: Id
+    rule: RuleFacts
+    generation: Id
+    workers: Positive
+
+
+class Pause(Message, frozen=True):
+    """Have an output of a rule, or all of them, send nothing, or send again."""
+
+    id: Id
+    rule: HugeText  # name or id
+    output: HugeText | None  # its text, its ADDRESS:PORT%INTERFACE, or its number, counted from 1; null: all
+    paused: bool
+
+
+class Paused(Message, frozen=True):
+    id: Id
+    rule: RuleFacts
+    generation: Id
+    workers: Positive
+
+
+class RuleText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A rule as a client writes it."""
+
+    input: HugeText
+    outputs: Annotated[tuple[HugeText, ...], msgspec.Meta(max_length=4 * RULE_OUTPUTS_MAX)]
+    name: HugeText | None = None
+
+
+class Change(Message, frozen=True):
+    """Add and remove rules: all of it or nothing. A long list takes several messages of one id, of which the last is
+    `complete`; nothing happens before that. With `expect`, the last one's, only if the rules are still those of that
+    generation."""
+
+    id: Id
+    add: tuple[RuleText, ...]
+    remove: tuple[HugeText, ...]  # names or ids
+    complete: bool
+    expect: Id | None = None
+
+
+class Changed(Message, frozen=True):
+    id: Id
+    generation: Id
+    added: Positive
+    removed: Positive
+    workers: Positive
+
+
+class ListRules(Message, frozen=True):
+    id: Id
+    after: Text | None = None  # the id of the last rule already seen
+
+
+class InterfaceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An interface that rules name, over all workers."""
+
+    name: str
+    problems: tuple[str, ...]  # why rules cannot use it
+    frames: int  # that came in for rules, or nearly
+    overruns: int  # of which the kernel dropped so many, because workers did not read fast enough
+    merged: int  # frames of several datagrams that had to be dropped
+    segments_refused: int
+    segmentation: bool  # false: it refused segments, and datagrams leave it one by one
+
+
+class Rules(Message, frozen=True):
+    id: Id
+    generation: Id
+    rules: tuple[RuleFacts, ...]
+    interfaces: tuple[InterfaceFacts, ...]
+    more: bool
+
+
+class OutputStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    output: str
+    packets: int
+    bytes: int
+    dropped: dict[str, int]
+
+
+class RuleStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    id: str
+    name: str | None
+    input: str
+    packets: int  # that matched
+    bytes: int
+    forwarded: int
+    dropped: int
+    own: int  # that matched, but came from this host: not in packets
+    looped: int  # that matched, but while the rule was suspended: not in packets
+    suspensions: int
+    outputs: tuple[OutputStats, ...]
+
+
+class WorkerStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    index: int
+    received: int
+    received_bytes: int
+    forwarded: int
+    copies: int
+    copies_bytes: int
+    pool_exhausted: int
+    pool_slots: int
+    pool_free: int
+    batches: int
+    sends: int  # calls that sent the copies: several copies at once where they could be segments
+    segments_refused: int
+    frames_malformed: int
+    dropped: dict[str, int]
+
+
+class GetStats(Message, frozen=True):
+    id: Id
+    after: Text | None = None
+
+
+class Stats(Message, frozen=True):
+    """Counters of all workers, and of as many rules as a frame holds: ask again with `after` while there is more."""
+
+    id: Id
+    generation: Id
+    workers: tuple[WorkerStats, ...]
+    rules: tuple[RuleStats, ...]
+    more: bool
+    frames_malformed: int  # from clients and on the control plane's own channels
+
+
+class RestartWorker(Message, frozen=True):
+    """Replace a data plane's process; nothing is lost."""
+
+    id: Id
+    index: Positive
+
+
+class Restarted(Message, frozen=True):
+    id: Id
+    index: Positive
+    pid: int
+
+
+class Upgrade(Message, frozen=True):
+    """Have the program, as it is installed now, take the place of the running daemon; nothing is lost."""
+
+    id: Id
+
+
+class Upgraded(Message, frozen=True):
+    id: Id
+    pid: int  # of the new daemon
+
+
+class GetWorkers(Message, frozen=True):
+    id: Id
+
+
+class Workers(Message, frozen=True):
+    id: Id
+    processes: tuple[ProcessFacts, ...]
+
+
+class Failure(Message, frozen=True):
+    """What was asked for did not happen. `id` is null if the request's could not be read."""
+
+    id: Id | None
+    code: Text
+    message: LongText
+    hint: LongText
