@@ -30,7 +30,7 @@ demo: $(VENV)/.installed
 
 # Tests that some processes share the machine for; the others put load on it, and have it for themselves.
 SHARING := tests/unit tests/native tests/engines tests/integration \
-    $(foreach name,bad_input change hostile_packets interfaces loops privileges restore sandbox store,tests/e2e/test_$(name).py)
+    $(foreach name,bad_input change explain hostile_packets interfaces loops privileges restore sandbox store,tests/e2e/test_$(name).py)
 
 test: $(VENV)/.develop $(VENV)/.installed
 	@packaging/install-requirements test

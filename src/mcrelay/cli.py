@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from mcrelay import __version__, cli_traffic
+from mcrelay import __version__, cli_diagnose, cli_traffic
 from mcrelay.api import Paused, RuleFacts, RuleStats, Stats
 from mcrelay.client import DEFAULT_SOCKET, Client
 from mcrelay.codec import json_text, to_json
@@ -61,6 +61,8 @@ def cli() -> None:
 
 cli.add_command(cli_traffic.send)
 cli.add_command(cli_traffic.receive)
+cli.add_command(cli_diagnose.explain)
+cli.add_command(cli_diagnose.doctor)
 
 
 def _socket_option(function: Callable[..., Any]) -> Callable[..., Any]:

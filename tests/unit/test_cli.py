@@ -225,6 +225,10 @@ def test_a_user_who_may_not_connect_is_told_so(path: Path) -> None:
         ("run --latency-budget-us 0.5", "--latency-budget-us"),
         ("run --busy-poll=yes", "--busy-poll"),
         ("run --engine ''", "--engine"),
+        ("explain", "Missing argument 'INPUT'"),
+        (f"explain {INPUT} --seconds 0", "--seconds"),
+        ("doctor a", "unexpected extra argument"),
+        ("doctor --seconds x", "--seconds"),
     ],
 )
 def test_a_command_line_that_is_none_is_refused(line: str, word: str) -> None:
@@ -247,13 +251,16 @@ HELP = {
     "version": "mcrelay version [OPTIONS]",
     "send": "Example: mcrelay send 239.1.1.1:5000%eth0",
     "receive": "Example: mcrelay receive 239.2.2.2:6000%eth1",
+    "explain": "Example: sudo mcrelay explain 239.1.1.1:5000%eth0",
+    "doctor": "Example: sudo mcrelay doctor",
 }
 WITHOUT_DAEMON = {"send", "receive"}
+DIAGNOSES = {"explain", "doctor"}  # to which a daemon that is not there is a finding
 
 
 def test_every_command_has_its_help_tested() -> None:
     assert set(cli.commands) == set(HELP)
-    assert set(CLIENT_COMMANDS) == set(HELP) - {"run"} - WITHOUT_DAEMON
+    assert set(CLIENT_COMMANDS) == set(HELP) - {"run"} - WITHOUT_DAEMON - DIAGNOSES
 
 
 @pytest.mark.parametrize("command", HELP)
@@ -692,6 +699,49 @@ def test_json_has_the_fields_that_programs_rely_on(player: Path, command: str) -
     result = mcrelay(*CLIENT_COMMANDS[command], "--json", "--socket", player)
     assert (result.returncode, result.stderr) == (0, "")
     assert set(json.loads(result.stdout)) == JSON[command]
+
+
+DIAGNOSIS = {
+    "explain": (["explain", "239.1.1.1:5000%lo", "--seconds", "0.1"], {"input", "seconds", "holds", "findings"}),
+    "doctor": (["doctor", "--seconds", "0.1"], {"seconds", "holds", "findings"}),
+}
+
+
+@pytest.mark.parametrize("command", DIAGNOSES)
+def test_a_diagnosis_says_that_there_is_no_daemon(path: Path, command: str) -> None:
+    arguments, fields = DIAGNOSIS[command]
+    result = mcrelay(*arguments, "--json", "--socket", path)
+    assert (result.returncode, result.stderr) == (1, "")
+    document = json.loads(result.stdout)
+    assert set(document) == fields
+    assert document["holds"] is False
+    assert set(document["findings"][0]) == {"step", "verdict", "fact", "remedy"}
+    assert document["findings"][0]["step"] == "daemon"
+    assert document["findings"][0]["remedy"] == f"sudo mcrelay run --socket {path}"
+    text = mcrelay(*arguments, "--socket", path)
+    assert text.returncode == 1
+    assert re.search(rf"^BAD +daemon +no mcrelay daemon at {path}", text.stdout)
+    assert "\033" not in text.stdout  # no terminal, no colours
+    assert re.search(r"^wrong: daemon", text.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", DIAGNOSES)
+def test_a_diagnosis_asks_a_daemon(player: Path, command: str) -> None:
+    arguments, _fields = DIAGNOSIS[command]
+    document = json.loads(mcrelay(*arguments, "--json", "--socket", player).stdout)
+    assert document["findings"][0] == {
+        "step": "daemon",
+        "verdict": "ok",
+        "fact": f"mcrelay 9.9.9 answers at {player}",
+        "remedy": None,
+    }
+
+
+def test_an_input_that_is_none_is_not_explained(path: Path) -> None:
+    check_error(mcrelay("explain", "239.1.1.1%eth0", "--socket", path), 65, "has no port")
+    twice = mcrelay("explain", f"10.0.0.1@{INPUT}", "--from", "10.0.0.2", "--socket", path)
+    check_error(twice, 64, "has a source", "give one of them")
+    check_error(mcrelay("explain", INPUT, "--from", "ff05::1", "--socket", path), 65, "cannot send to 239.1.1.1")
 
 
 @pytest.mark.parametrize(

@@ -81,18 +81,9 @@ PURE = sorted(
     for name in MODULES
     if name.removeprefix("mcrelay.")
     in (
-        "rules",
-        "ruletext",
-        "entries",
-        "ways",
-        "cycles",
-        "messages",
-        "api",
-        "codec",
-        "frames",
-        "counters",
-        "limits",
-        "steering",
+        *("rules", "ruletext", "entries", "ways", "cycles", "messages", "api", "codec"),
+        *("frames", "counters", "limits", "steering"),
+        *("facts", "nearness", "sightings", "arrival", "departure", "explain", "doctor", "reasons"),
     )
     or name.startswith("mcrelay.protocols")
 )
@@ -139,6 +130,8 @@ MAY = {
     # Of whoever types `mcrelay receive` or `send`, where they have it: a large receive buffer, a unicast socket on one
     # interface; and memberships, which take none.
     "mcrelay.net.traffic_sockets": re.compile(r"SO_RCVBUFFORCE|SO_BINDTODEVICE|IP_ADD_MEMBERSHIP"),
+    # Of whoever types `mcrelay explain`: to look at frames.
+    "mcrelay.net.watch": re.compile(r"AF_PACKET|SOCK_RAW|PACKET_IGNORE_OUTGOING|SO_ATTACH_FILTER|MCAST_JOIN_\w+"),
     "mcrelay.process": re.compile(
         r"set(res)?[ug]id|setgroups|_CAP[GS]ET|_?prctl|PR_\w+|CAP_\w+|_?libc|CDLL|system_call"
     ),
