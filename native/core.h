@@ -15,6 +15,7 @@
 #include "limit.h"
 #include "loops.h"
 #include "pace.h"
+#include "reassembly.h"
 
 #include <liburing.h>
 
@@ -84,6 +85,7 @@ struct engine {
     struct table *table;
     struct addresses *own; /* NULL: not known yet */
     struct loop_watch *watches; /* by rule counter */
+    struct reassembly *reassembly;
     struct limit limits[COUNTERS_OUTPUTS_MAX];
     uint64_t now_ns; /* of this turn, once somebody has asked; else 0 */
     bool timer_armed;
@@ -127,6 +129,9 @@ void core_start_detach(struct engine *engine, struct ingress *ingress, uint64_t 
 /* Gather what came in into runs and send those. True if the batch ended before the packets did. A waiting command lets
  * the current packet finish and nothing new begin, so that it comes to its turn. */
 bool forward_batch(struct engine *engine);
+
+/* Count fragments that no packet came of. */
+void forward_fragments_lost(struct engine *engine, uint32_t lost);
 
 /* The send of run `index` has completed. */
 void forward_sent(struct engine *engine, uint16_t index, int result);

@@ -23,6 +23,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* A packet that came in fragments is received when it is complete, as one. Of IPv6, each fragment that did not become part
+ * of a complete one is received and dropped when that is known; while it waits, it is counted nowhere. A worker that dies
+ * takes such ones with it; what the kernel did not reassemble of IPv4 does not come here. */
+
 /* Why a packet was not forwarded. A packet has exactly one reason; 0 means it has none. The order is part of the page's
  * layout: append, never reorder. A packet with several outputs is dropped only if no copy of it left, and then under the
  * first of the copies' reasons in this order. */
@@ -33,7 +37,7 @@ enum drop_reason {
     DROP_NOT_IP,             /* neither IPv4 nor IPv6 */
     DROP_BAD_IP_HEADER,      /* header length below 20 or beyond the total length */
     DROP_BAD_IP_CHECKSUM,
-    DROP_FRAGMENT,           /* a fragment that the kernel did not reassemble */
+    DROP_FRAGMENT,           /* a fragment that no packet came of: others never came, came too late or contradict it */
     DROP_NOT_UDP,            /* nor ESP */
     DROP_BAD_UDP_LENGTH,     /* UDP length below 8 or beyond the IP payload */
     DROP_BAD_UDP_CHECKSUM,

@@ -94,6 +94,10 @@ static void timer_fired(struct engine *engine)
         engine->attached[i]->failed = false;
         count_overruns(engine, engine->attached[i]);
     }
+    if (reassembly_waits(engine->reassembly)) {
+        forward_fragments_lost(engine, reassembly_expire(engine->reassembly, core_turn_ns(engine)));
+        engine->active = true; /* the timer goes on */
+    }
 }
 
 /* An ingress leaves when its receive has ended, what it had taken is dealt with and every slot is back. True if it has
@@ -103,6 +107,7 @@ static bool finish_detach(struct engine *engine, struct ingress *ingress)
     if (ingress->armed || !ingress->kind->is_drained(ingress) || ingress->pool.free != ingress->pool.size)
         return false;
     count_overruns(engine, ingress);
+    forward_fragments_lost(engine, reassembly_forget(engine->reassembly, ingress->interface));
     ingress->kind->leave(ingress, &engine->ring);
     engine->ingress[ingress->interface] = NULL;
     for (unsigned i = 0; i < engine->attached_count; i++)
@@ -280,6 +285,13 @@ static int restrict_ring(struct io_uring *ring)
 
 /* --- life ----------------------------------------------------------------------------------------------------------- */
 
+static void free_memory(struct engine *engine)
+{
+    reassembly_free(engine->reassembly);
+    loops_free(engine->watches);
+    free(engine);
+}
+
 int engine_open(struct engine **out, struct counters_page *counters, int command_fd, int answer_fd,
                 struct engine_pace pace)
 {
@@ -299,17 +311,17 @@ int engine_open(struct engine **out, struct counters_page *counters, int command
     if (!engine)
         return -ENOMEM;
     engine->watches = loops_new();
-    error = engine->watches ? io_uring_queue_init_params(SUBMISSIONS, &engine->ring, &params) : -ENOMEM;
+    engine->reassembly = reassembly_new();
+    error = engine->watches && engine->reassembly ? io_uring_queue_init_params(SUBMISSIONS, &engine->ring, &params)
+                                                  : -ENOMEM;
     if (error < 0) {
-        loops_free(engine->watches);
-        free(engine);
+        free_memory(engine);
         return error;
     }
     error = restrict_ring(&engine->ring);
     if (error < 0) {
         io_uring_queue_exit(&engine->ring);
-        loops_free(engine->watches);
-        free(engine);
+        free_memory(engine);
         return error;
     }
     engine->counters = counters;
@@ -333,6 +345,5 @@ void engine_close(struct engine *engine)
         ingress_free(engine->attached[i]);
     table_free(engine->table);
     addresses_free(engine->own);
-    loops_free(engine->watches);
-    free(engine);
+    free_memory(engine);
 }

@@ -10,6 +10,7 @@ enum {
 
 static_assert(POOL_HOLDERS_MAX == 1 + (int)TABLE_OUTPUTS_PER_RULE_MAX * (int)PACKET_DATAGRAMS_MAX,
               "a send for each datagram and output, and the engine");
+static_assert((int)PACKET_DATAGRAMS_MAX <= (int)UINT8_MAX, "a slot counts its datagrams in a byte");
 
 /* The last holder of a slot let go: settle what became of the packet and give the slot back. */
 static void settle(struct engine *engine, struct ingress *ingress, uint32_t slot)
@@ -26,6 +27,8 @@ static void settle(struct engine *engine, struct ingress *ingress, uint32_t slot
 
         count(state->copies_sent ? &rule->forwarded : &rule->dropped, state->datagrams);
     }
+    if (state->reassembled)
+        reassembly_release(engine->reassembly, state->reassembled);
     ingress->kind->give_back(ingress, slot);
 }
 
@@ -111,6 +114,38 @@ static enum drop_reason admit(struct engine *engine, const struct ingress *ingre
     return DROP_LOOP;
 }
 
+void forward_fragments_lost(struct engine *engine, uint32_t lost)
+{
+    count(&engine->counters->received, lost);
+    count(&engine->counters->dropped[DROP_FRAGMENT], lost);
+}
+
+/* A frame that packet_parse has called a fragment: with the last one of its packet, that is what the frame is from now on,
+ * parsed, and the slot is its. False if there is no packet: the slot is given back, and what is to be counted has been. */
+static bool reassemble(struct engine *engine, struct ingress *ingress, uint32_t slot, const struct frame *frame,
+                       struct packet *packet, enum drop_reason *reason)
+{
+    struct packet_fragment fragment;
+    uint32_t lost = 0;
+    uint8_t handle;
+    const uint8_t *data;
+    size_t length;
+
+    if (!packet_parse_fragment(frame->data, frame->length, &fragment))
+        return true;
+    handle = reassembly_add(engine->reassembly, &fragment, ingress->interface, frame->vlan, core_turn_ns(engine), &lost);
+    forward_fragments_lost(engine, lost);
+    if (!handle) {
+        pool_release(&ingress->pool, slot);
+        ingress->kind->give_back(ingress, slot);
+        return false;
+    }
+    ingress->pool.slots[slot].reassembled = handle;
+    data = reassembly_packet(engine->reassembly, handle, &length);
+    *reason = packet_parse(data, length, false, packet); /* one of fragments of fragments remains a fragment */
+    return true;
+}
+
 /* Look at a packet just taken from an ingress queue: make it the current one, or drop it. */
 static void begin(struct engine *engine, struct ingress *ingress, uint32_t slot, const struct frame *frame)
 {
@@ -120,12 +155,14 @@ static void begin(struct engine *engine, struct ingress *ingress, uint32_t slot,
     enum drop_reason reason = frame->reason;
 
     engine->active = true;
-    count(&engine->counters->received, 1);
     count(&engine->counters->interfaces[ingress->interface].frames, 1);
     if (reason == DROP_NONE) {
         __builtin_prefetch(frame->data + PAYLOAD_AT); /* loops_judge reads the payload's beginning: 100 ns from memory */
         reason = packet_parse(frame->data, frame->length, frame->checksum_vouched, packet);
+        if (reason == DROP_FRAGMENT && !reassemble(engine, ingress, slot, frame, packet, &reason))
+            return;
     }
+    count(&engine->counters->received, 1);
     if (reason == DROP_NONE) {
         packet->vlan = frame->vlan;
         packet->segment = frame->segment < packet->payload_length ? frame->segment : 0;
@@ -133,7 +170,7 @@ static void begin(struct engine *engine, struct ingress *ingress, uint32_t slot,
             reason = DROP_MERGED;
     }
     if (reason == DROP_NONE) {
-        state->datagrams = (uint16_t)packet_datagrams(packet);
+        state->datagrams = (uint8_t)packet_datagrams(packet);
         count(&engine->counters->received, state->datagrams - 1u);
         count(&engine->counters->received_bytes, packet->payload_length);
         rule = engine->table ? table_find(engine->table, packet, ingress->interface) : NULL;
@@ -236,12 +273,13 @@ bool forward_batch(struct engine *engine)
 {
     unsigned taken = 0;
     bool blocked = !runs_send_again(&engine->runs, submit_run, engine) ||
-                   (engine->current.rule && !copy_current(engine));
+                   (engine->current.rule && !copy_current(engine)) || !reassembly_has_room(engine->reassembly);
 
     while (!blocked && !engine->commands_waiting && taken < PACKETS_PER_BATCH && next_packet(engine)) {
         taken++;
         /* What has to be sent datagram by datagram, or in fragments, goes before anything that came later. */
-        blocked = (engine->current.rule && !copy_current(engine)) || runs_are_behind(&engine->runs);
+        blocked = (engine->current.rule && !copy_current(engine)) || runs_are_behind(&engine->runs) ||
+                  !reassembly_has_room(engine->reassembly);
     }
     runs_flush(&engine->runs, submit_run, engine);
     engine->taken += taken;

@@ -14,7 +14,9 @@ enum {
     IPV6_AUTHENTICATION = 51,
     IPV6_DESTINATION = 60,
     IPV6_EXTENSIONS_MAX = 8, /* RFC 8200 has six kinds, of which one may be there twice */
-    IPV6_OFFSET_OR_MORE = 0xfff9,
+    IPV6_MORE_FRAGMENTS = 1,
+    IPV6_OFFSET_MASK = 0xfff8, /* in bytes */
+    IPV6_FRAGMENT_HEADER = 8,
     UDP_HEADER = 8,
 };
 
@@ -137,7 +139,8 @@ static enum drop_reason parse_ipv4(const uint8_t *data, size_t length, bool vouc
     return DROP_NONE;
 }
 
-/* Skip the headers between IPv6's own and what it carries. `next` is the kind of the first, then of what is carried. */
+/* Skip the headers between IPv6's own and what it carries. `next` is the kind of the first, then of what is carried. For
+ * DROP_FRAGMENT the cursor is behind the fragment's header. */
 static enum drop_reason skip_extensions(struct cursor *c, uint8_t *next)
 {
     for (unsigned skipped = 0;; skipped++) {
@@ -155,7 +158,7 @@ static enum drop_reason skip_extensions(struct cursor *c, uint8_t *next)
         more = *next == IPV6_FRAGMENT         ? 0
                : *next == IPV6_AUTHENTICATION ? header[1] * (size_t)4 /* RFC 4302: in words of 4 bytes, less 2 */
                                               : header[1] * (size_t)8;
-        if (*next == IPV6_FRAGMENT && read16(header + 2) & IPV6_OFFSET_OR_MORE)
+        if (*next == IPV6_FRAGMENT && read16(header + 2) & (IPV6_OFFSET_MASK | IPV6_MORE_FRAGMENTS))
             return DROP_FRAGMENT;
         if (!take(c, more) || (*next == IPV6_ROUTING && header[3] != 0))
             return DROP_BAD_EXTENSION;
@@ -163,25 +166,34 @@ static enum drop_reason skip_extensions(struct cursor *c, uint8_t *next)
     }
 }
 
-static enum drop_reason parse_ipv6(const uint8_t *data, size_t length, bool vouched, struct packet *out)
+/* IPv6's own header, and the cursor at what follows, as far as it goes. */
+static enum drop_reason begin_ipv6(struct cursor *c, union address *source, union address *destination)
 {
-    struct cursor c = {data, length};
-    const uint8_t *ip = take(&c, IPV6_HEADER);
+    const uint8_t *ip = take(c, IPV6_HEADER);
     size_t payload_length;
-    enum drop_reason reason;
-    uint8_t next;
 
     if (!ip)
         return DROP_TRUNCATED;
     payload_length = read16(ip + 4);
-    memcpy(out->source.bytes, ip + 8, sizeof(out->source.bytes));
-    memcpy(out->destination.bytes, ip + 24, sizeof(out->destination.bytes));
+    memcpy(source->bytes, ip + 8, sizeof(source->bytes));
+    memcpy(destination->bytes, ip + 24, sizeof(destination->bytes));
     /* Nothing, or a jumbogram (RFC 2675); and mapped addresses, which would pass for IPv4, are for use within hosts. */
-    if (payload_length == 0 || address_is_ipv4(&out->source) || address_is_ipv4(&out->destination))
+    if (payload_length == 0 || address_is_ipv4(source) || address_is_ipv4(destination))
         return DROP_BAD_IP_HEADER;
-    if (payload_length > c.left)
+    if (payload_length > c->left)
         return DROP_TRUNCATED;
-    c.left = payload_length;
+    c->left = payload_length;
+    return DROP_NONE;
+}
+
+static enum drop_reason parse_ipv6(const uint8_t *ip, size_t length, bool vouched, struct packet *out)
+{
+    struct cursor c = {ip, length};
+    enum drop_reason reason = begin_ipv6(&c, &out->source, &out->destination);
+    uint8_t next;
+
+    if (reason != DROP_NONE)
+        return reason;
     next = ip[6];
     reason = skip_extensions(&c, &next);
     if (reason != DROP_NONE)
@@ -212,4 +224,29 @@ enum drop_reason packet_parse(const uint8_t *data, size_t length, bool checksum_
     if (data[0] >> 4 == 6)
         return parse_ipv6(data, length, checksum_vouched, out);
     return DROP_NOT_IP;
+}
+
+bool packet_parse_fragment(const uint8_t *data, size_t length, struct packet_fragment *out)
+{
+    struct cursor c = {data, length};
+    const uint8_t *header;
+    uint8_t next;
+
+    if (length < IPV6_HEADER || data[0] >> 4 != 6 || begin_ipv6(&c, &out->source, &out->destination) != DROP_NONE)
+        return false;
+    next = data[6];
+    if (skip_extensions(&c, &next) != DROP_FRAGMENT)
+        return false;
+    header = c.at - IPV6_FRAGMENT_HEADER;
+    out->identification = copy32(header + 4);
+    out->header = data;
+    out->piece = c.at;
+    out->length = c.left;
+    out->offset = read16(header + 2) & IPV6_OFFSET_MASK;
+    out->before = (size_t)(header - data) - IPV6_HEADER;
+    out->next = next = header[0];
+    out->more = read16(header + 2) & IPV6_MORE_FRAGMENTS;
+    /* UDP's header has 8 bytes, and what is told apart of ESP as many. */
+    out->headless = out->offset == 0 && (skip_extensions(&c, &next) != DROP_NONE || c.left < UDP_HEADER);
+    return true;
 }

@@ -56,6 +56,24 @@ static inline uint32_t packet_datagrams(const struct packet *packet)
  * undefined. `segment` and `vlan` of it are 0. */
 enum drop_reason packet_parse(const uint8_t *data, size_t length, bool checksum_vouched, struct packet *out);
 
+/* A fragment of an IPv6 packet (RFC 8200 section 4.5). */
+struct packet_fragment {
+    union address source;
+    union address destination;
+    uint32_t identification; /* as it stands in the packet */
+    const uint8_t *header;   /* IPv6's own, in the frame */
+    const uint8_t *piece;    /* what it brings of the packet, likewise */
+    size_t length;
+    size_t offset; /* of the piece */
+    size_t before; /* bytes of extension headers in front of the fragment's, which each fragment has */
+    uint8_t next;  /* kind of the header that the packet goes on with: the first one's counts */
+    bool more;     /* it is not the last */
+    bool headless; /* the first one, but not with all headers, which RFC 7112 wants there */
+};
+
+/* What packet_parse calls DROP_FRAGMENT, taken apart. False if it is none of IPv6. */
+bool packet_parse_fragment(const uint8_t *data, size_t length, struct packet_fragment *out);
+
 /* Map an IPv4 address in network byte order. */
 static inline union address address_from_ipv4(uint32_t ipv4)
 {

@@ -19,7 +19,8 @@
 struct pool_slot {
     uint32_t holders;    /* 0: with the kernel. The engine, and each send that reads from it */
     uint32_t rule;       /* counter index of the rule that matched, POOL_NO_RULE if none did */
-    uint16_t datagrams;  /* in the frame: several where a device merged them; they count as forwarded or not together */
+    uint8_t datagrams;   /* in the frame: several where a device merged them; they count as forwarded or not together */
+    uint8_t reassembled; /* 0: the packet lies in the slot, else its handle: there (reassembly.h) */
     uint8_t copies_sent; /* 1 as soon as one copy left */
     uint8_t reason;      /* enum drop_reason, counted if no copy left */
 };

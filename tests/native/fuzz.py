@@ -30,6 +30,7 @@ TARGETS: Final = {
     "fuzz_packet": ["packet.c"],
     "fuzz_table": ["table.c"],
     "fuzz_ring": ["ring.c", "ingress.c", "pool.c", "whole.c"],
+    "fuzz_reassembly": ["reassembly.c"],
     "fuzz_analyser": ["analyser.c"],
 }
 

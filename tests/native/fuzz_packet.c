@@ -113,6 +113,23 @@ static void check_accepted(const uint8_t *frame, size_t length, const struct pac
     CHECK_EQUAL(packet->destination_port, udp[2] << 8 | udp[3]);
 }
 
+/* What is called a fragment of IPv6 has its piece within the packet, to its end. */
+static void check_fragment(const uint8_t *frame, size_t length, enum drop_reason reason)
+{
+    struct packet_fragment fragment;
+    bool is_fragment = packet_parse_fragment(frame, length, &fragment);
+
+    CHECK_EQUAL(is_fragment, reason == DROP_FRAGMENT && frame[0] >> 4 == 6);
+    if (!is_fragment)
+        return;
+    CHECK(fragment.header == frame && fragment.piece >= frame + DATAGRAM6_IP_HEADER + 8);
+    CHECK(fragment.piece + fragment.length == frame + packet_length(frame) && packet_length(frame) <= length);
+    CHECK_EQUAL(fragment.before, (size_t)(fragment.piece - frame) - DATAGRAM6_IP_HEADER - 8);
+    CHECK(fragment.offset % 8 == 0 && fragment.offset <= 65528 && (fragment.offset || fragment.more));
+    CHECK_BYTES(fragment.source.bytes, frame + 8, 16);
+    CHECK_BYTES(fragment.destination.bytes, frame + 24, 16);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct packet packet, vouched, cut;
@@ -127,6 +144,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     seal(frame, length, data[0]);
     reason = packet_parse(frame, length, false, &packet);
     reason_vouched = packet_parse(frame, length, true, &vouched);
+    check_fragment(frame, length, reason);
     CHECK(reason_vouched != DROP_BAD_UDP_CHECKSUM || (frame[0] >> 4 == 6 && reason == DROP_BAD_UDP_CHECKSUM));
     CHECK(reason_vouched == reason || (reason == DROP_BAD_UDP_CHECKSUM && reason_vouched == DROP_NONE));
     if (reason_vouched == DROP_NONE) {

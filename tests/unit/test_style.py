@@ -84,6 +84,7 @@ PURE = sorted(
         *("rules", "ruletext", "entries", "ways", "cycles", "messages", "api", "codec"),
         *("frames", "counters", "limits", "steering"),
         *("facts", "nearness", "sightings", "arrival", "departure", "explain", "doctor", "reasons"),
+        "engines.reassembly",
     )
     or name.startswith("mcrelay.protocols")
 )

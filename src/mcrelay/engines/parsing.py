@@ -17,6 +17,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from mcrelay.engines.reassembly import Fragment
 from mcrelay.entries import ESP, UDP
 
 # linux/if_packet.h, linux/virtio_net.h
@@ -45,6 +46,14 @@ EXTENSIONS_MAX: Final = 8  # headers in front of UDP: more have no use but to ke
 
 class Drop(Exception):
     """The packet is not forwarded; the argument is the reason's name."""
+
+
+class Fragmented(Drop):
+    """The packet is one of several fragments, of IPv6."""
+
+    def __init__(self, fragment: Fragment) -> None:
+        super().__init__("fragment")
+        self.fragment = fragment
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +151,8 @@ def _parse_ipv6(data: memoryview, *, checksum_vouched: bool) -> Packet:
     if source.startswith(MAPPED_PREFIX) or destination.startswith(MAPPED_PREFIX):
         raise Drop("bad_ip_header")  # no packet of IPv6 has such, and it is not to pass for one of IPv4
     protocol, body = _skip_extensions(data[6], data[40 : 40 + payload_length])
+    if protocol == FRAGMENT:
+        raise Fragmented(_fragment(data, body, before=payload_length - len(body)))
     return _transport(
         body,
         protocol=protocol,
@@ -154,7 +165,7 @@ def _parse_ipv6(data: memoryview, *, checksum_vouched: bool) -> Packet:
 
 
 def _skip_extensions(protocol: int, body: memoryview) -> tuple[int, memoryview]:
-    """What is behind the extension headers."""
+    """What is behind the extension headers, or a real fragment's header and what is behind it."""
     skipped = 0
     while protocol in (HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION_OPTIONS):
         skipped += 1
@@ -171,9 +182,34 @@ def _skip_extensions(protocol: int, body: memoryview) -> tuple[int, memoryview]:
         if protocol == ROUTING and body[3]:  # its destination is another one
             raise Drop("bad_extension")
         if protocol == FRAGMENT and int.from_bytes(body[2:4], "big") & 0xFFF9:
-            raise Drop("fragment")
+            break
         protocol, body = body[0], body[length:]
     return protocol, body
+
+
+def _fragment(data: memoryview, header: memoryview, *, before: int) -> Fragment:
+    """`header` is the fragment's, and what is behind it."""
+    where = int.from_bytes(header[2:4])
+    offset = where & 0xFFF8
+    headless = False
+    if offset == 0:
+        try:
+            carried, rest = _skip_extensions(header[0], header[8:])
+            headless = carried == FRAGMENT or len(rest) < 8
+        except Drop:
+            headless = True
+    return Fragment(
+        source=bytes(data[8:24]),
+        destination=bytes(data[24:40]),
+        identification=bytes(header[4:8]),
+        header=bytes(data[:40]),
+        next=header[0],
+        before=before,
+        offset=offset,
+        more=bool(where & 1),
+        piece=bytes(header[8:]),
+        headless=headless,
+    )
 
 
 def _transport(

@@ -35,8 +35,9 @@ from mcrelay.engines.exits import PACKET_VNET_HDR, Exit, destination_of
 from mcrelay.engines.headers import ip_length
 from mcrelay.engines.lookup import Table
 from mcrelay.engines.loops import Loops, Verdict
-from mcrelay.engines.parsing import AUXDATA, SOL_PACKET, Drop, Packet, parse, unwrap
+from mcrelay.engines.parsing import AUXDATA, SOL_PACKET, Drop, Fragmented, Frame, Packet, parse, unwrap
 from mcrelay.engines.rates import Rates
+from mcrelay.engines.reassembly import Reassembler
 from mcrelay.entries import Entry, Leg, LegFlag
 from mcrelay.limits import ADDRESSES_MAX, RingGeometry
 from mcrelay.ways import Link, Way
@@ -80,6 +81,7 @@ class ReferenceEngine:
         self._own: frozenset[bytes] = frozenset()
         self._loops = Loops()
         self._rates = Rates()
+        self._reassembler = Reassembler()
         self._now_ns = 0  # of this turn
         self._stopping = False
 
@@ -170,7 +172,8 @@ class ReferenceEngine:
                     self._receive(key.data)
             for ingress in self._ingress.values():
                 self._count_overruns(ingress)
-            timeout = STATISTICS_S if ready else None
+            self._count_lost(self._reassembler.expire(self._now_ns))
+            timeout = STATISTICS_S if ready or self._reassembler.waits else None
 
     def _execute_commands(self) -> None:
         try:
@@ -197,6 +200,7 @@ class ReferenceEngine:
         if ingress is None:
             return errno.ENOENT
         self._count_overruns(ingress)
+        self._count_lost(self._reassembler.forget(interface))
         self._selector.unregister(ingress.fd)
         ingress.sock.detach()
         self._count_pool()
@@ -246,6 +250,21 @@ class ReferenceEngine:
             self._page.count_dropped(REASON["ingress_overrun"], drops)
             self._page.count_interface(ingress.interface, "overruns", drops)
 
+    def _count_lost(self, fragments: int) -> None:
+        """Those that no packet came of; the others are counted as the packet that they became."""
+        self._page.count(RECEIVED, fragments)
+        self._page.count_dropped(REASON["fragment"], fragments)
+
+    def _parse(self, ingress: Ingress, frame: Frame) -> Packet | None:
+        """None for a fragment with which no packet is complete."""
+        try:
+            return parse(frame.data, checksum_vouched=frame.vouched)
+        except Fragmented as found:
+            fragment = found.fragment
+        whole, lost = self._reassembler.add(fragment, ingress.interface, frame.vlan, self._now_ns)
+        self._count_lost(lost)
+        return None if whole is None else parse(memoryview(whole), checksum_vouched=False)
+
     def _receive(self, ingress: Ingress) -> None:
         for _ in range(PACKETS_PER_TURN):
             try:
@@ -254,11 +273,12 @@ class ReferenceEngine:
                 )
             except OSError:
                 return  # nothing there, or the interface went down: select again
-            self._page.count(RECEIVED)
             self._page.count_interface(ingress.interface, "frames")
             try:
                 frame = unwrap(memoryview(data), control, address, virtio=ingress.virtio)
-                packet = parse(frame.data, checksum_vouched=frame.vouched)
+                packet = self._parse(ingress, frame)
+                if packet is None:
+                    continue
                 if frame.segment and frame.segment < len(packet.payload):
                     packet = replace(packet, segment=frame.segment)
                 datagrams = packet.datagrams
@@ -266,9 +286,10 @@ class ReferenceEngine:
                     self._page.count_interface(ingress.interface, "merged")
                     raise Drop("merged")
             except Drop as drop:
+                self._page.count(RECEIVED)
                 self._page.count_dropped(REASON[drop.args[0]])
                 continue
-            self._page.count(RECEIVED, len(datagrams) - 1)
+            self._page.count(RECEIVED, len(datagrams))
             self._page.count(RECEIVED_BYTES, len(packet.payload))
             entry = self._table.find(packet, ingress.interface, frame.vlan)
             if entry is None:
