@@ -2,6 +2,7 @@
 /* commands.c: commands and their answers, on both threads. See core.h. */
 #include "core.h"
 
+#include "datagrams.h"
 #include "receive.h"
 #include "ring.h"
 
@@ -36,6 +37,15 @@ static int execute_attach(struct engine *engine, struct command *command)
     return 0;
 }
 
+static int execute_add(struct engine *engine, const struct command *command)
+{
+    struct ingress *ingress = engine->ingress[command->interface];
+
+    if (!ingress || ingress->detaching || !ingress->kind->sockets)
+        return -ENOENT;
+    return ingress->kind->sockets->add(ingress, command->fd, command->number);
+}
+
 static void execute(struct engine *engine, struct command *command)
 {
     struct answer given = {.public.ticket = command->ticket};
@@ -55,6 +65,17 @@ static void execute(struct engine *engine, struct command *command)
             return;
         }
         given.public.result = -ENOENT;
+        break;
+    case ADD_SOCKET:
+        given.public.result = execute_add(engine, command);
+        break;
+    case REMOVE_SOCKET:
+        ingress = engine->ingress[command->interface];
+        given.public.result = !ingress || !ingress->kind->sockets
+                                  ? -ENOENT
+                                  : ingress->kind->sockets->remove(ingress, command->number, command->ticket);
+        if (!given.public.result)
+            return; /* upkeep answers */
         break;
     case ATTACH_EGRESS:
         engine->egress[table_egress(command->interface, command->way)] = command->egress;
@@ -147,6 +168,28 @@ int64_t engine_attach_ring(struct engine *engine, unsigned interface, int fd, bo
     int error = interface < TABLE_INTERFACES_MAX ? ring_new(&ingress, (uint8_t)interface, fd, &geometry) : -EINVAL;
 
     return error ? error : submit_ingress(engine, interface, loopback, ingress);
+}
+
+int64_t engine_attach_datagrams(struct engine *engine, unsigned interface, bool loopback, uint32_t slots)
+{
+    struct ingress *ingress;
+    int error = interface < TABLE_INTERFACES_MAX ? datagrams_new(&ingress, (uint8_t)interface, slots) : -EINVAL;
+
+    return error ? error : submit_ingress(engine, interface, loopback, ingress);
+}
+
+int64_t engine_add_socket(struct engine *engine, unsigned interface, int fd, uint32_t number)
+{
+    if (interface >= TABLE_INTERFACES_MAX || fd < 0)
+        return -EINVAL;
+    return submit(engine, (struct command){.kind = ADD_SOCKET, .interface = interface, .fd = fd, .number = number});
+}
+
+int64_t engine_remove_socket(struct engine *engine, unsigned interface, uint32_t number)
+{
+    if (interface >= TABLE_INTERFACES_MAX)
+        return -EINVAL;
+    return submit(engine, (struct command){.kind = REMOVE_SOCKET, .interface = interface, .number = number});
 }
 
 static int64_t submit_plain(struct engine *engine, enum command_kind kind, unsigned interface)

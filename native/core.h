@@ -32,8 +32,8 @@ static inline uint64_t user_data(enum kind kind, uint32_t index)
 }
 
 enum command_kind {
-    ATTACH_INGRESS, DETACH_INGRESS, ATTACH_EGRESS, DETACH_EGRESS, SET_RULES, SET_OWN_ADDRESSES,
-    PROBE, STOP,
+    ATTACH_INGRESS, DETACH_INGRESS, ADD_SOCKET, REMOVE_SOCKET, ATTACH_EGRESS, DETACH_EGRESS, SET_RULES,
+    SET_OWN_ADDRESSES, PROBE, STOP,
 };
 
 struct command {
@@ -41,6 +41,8 @@ struct command {
     uint64_t ticket;
     unsigned interface;
     enum way way;
+    int fd;                      /* ADD_SOCKET */
+    uint32_t number;             /* of that, and of REMOVE_SOCKET */
     struct egress egress;        /* ATTACH_EGRESS */
     struct ingress *ingress;     /* ATTACH_INGRESS */
     struct table *table;         /* SET_RULES */

@@ -59,8 +59,8 @@ static void arm(struct engine *engine, struct ingress *ingress)
 {
     struct io_uring_sqe *sqe = core_submission(engine);
 
-    ingress->kind->arm(ingress, sqe);
     sqe->user_data = user_data(KIND_RECEIVE, ingress->interface);
+    ingress->kind->arm(ingress, sqe);
     ingress->armed = true;
 }
 
@@ -100,6 +100,23 @@ static void timer_fired(struct engine *engine)
     }
 }
 
+/* Cancel what waits at sockets that go, and answer for those that have gone. */
+static void see_off_sockets(struct engine *engine, struct ingress *ingress)
+{
+    const struct ingress_sockets *sockets = ingress->kind->sockets;
+    uint64_t ticket;
+    uint32_t part;
+
+    while (sockets->cancel(ingress, &part)) {
+        struct io_uring_sqe *sqe = core_submission(engine);
+
+        io_uring_prep_cancel64(sqe, user_data(KIND_RECEIVE, part << INGRESS_PART_SHIFT | ingress->interface), 0);
+        sqe->user_data = user_data(KIND_CANCEL, ingress->interface);
+    }
+    while ((ticket = sockets->ended(ingress)) != 0)
+        commands_answer(engine, (struct answer){.public.ticket = ticket});
+}
+
 /* An ingress leaves when its receive has ended, what it had taken is dealt with and every slot is back. True if it has
  * left. */
 static bool finish_detach(struct engine *engine, struct ingress *ingress)
@@ -131,6 +148,8 @@ static void upkeep(struct engine *engine)
         struct ingress *ingress = engine->attached[i];
 
         ingress->kind->publish(ingress);
+        if (ingress->kind->sockets)
+            see_off_sockets(engine, ingress);
         slots += ingress->pool.size;
         free += ingress->pool.free;
         if (ingress->detaching) {
@@ -140,11 +159,12 @@ static void upkeep(struct engine *engine)
                 slots -= size;
                 free -= size;
             }
-        } else if (ingress->failed) {
-            engine->active = true; /* the timer lets it try again */
-        } else if (!ingress->armed && ingress->kind->wants_arming(ingress, engine->busy_poll || engine->wait_ns)) {
-            arm(engine, ingress);
+            continue;
         }
+        engine->active |= ingress->failed; /* the timer lets it try again */
+        while ((ingress->kind->sockets || !(ingress->failed || ingress->armed)) &&
+               ingress->kind->wants_arming(ingress, engine->busy_poll || engine->wait_ns))
+            arm(engine, ingress);
     }
     count_set(&engine->counters->pool_slots, slots);
     count_set(&engine->counters->pool_free, free);
@@ -157,7 +177,7 @@ void core_start_detach(struct engine *engine, struct ingress *ingress, uint64_t 
 {
     ingress->detaching = true;
     ingress->detach_ticket = ticket;
-    if (ingress->armed) {
+    if (ingress->armed && !ingress->kind->sockets) {
         struct io_uring_sqe *sqe = core_submission(engine);
 
         io_uring_prep_cancel64(sqe, user_data(KIND_RECEIVE, ingress->interface), 0);
@@ -190,6 +210,7 @@ static void complete(struct engine *engine, const struct io_uring_cqe *cqe)
         forward_sent(engine, (uint16_t)index, cqe->res);
         break;
     case KIND_RECEIVE:
+        index &= (1u << INGRESS_PART_SHIFT) - 1;
         engine->ingress[index]->kind->complete(engine->ingress[index], cqe, engine->counters);
         break;
     case KIND_CANCEL:

@@ -58,6 +58,12 @@ int64_t engine_attach_receive(struct engine *engine, unsigned interface, int fd,
                               uint32_t slots);
 int64_t engine_attach_ring(struct engine *engine, unsigned interface, int fd, bool loopback, uint32_t block_size,
                            uint32_t blocks, uint32_t frame_size);
+/* Receive from ordinary UDP sockets (datagrams.h), which are added and removed one by one; each has a number of the
+ * caller's. A datagram is addressed to the port that its socket is bound to. Answers: -ENOENT if the slot has no such ingress
+ * or the ingress no such socket, -EEXIST if it has one of this number, -ENFILE if it has too many. */
+int64_t engine_attach_datagrams(struct engine *engine, unsigned interface, bool loopback, uint32_t slots);
+int64_t engine_add_socket(struct engine *engine, unsigned interface, int fd, uint32_t number);
+int64_t engine_remove_socket(struct engine *engine, unsigned interface, uint32_t number);
 /* Answer -ENOENT if the slot has none. */
 int64_t engine_detach_ingress(struct engine *engine, unsigned interface);
 /* Send through the socket `fd` for outputs on interface slot `interface` that have this way (enum way of ways.h); it

@@ -156,7 +156,9 @@ static void begin(struct engine *engine, struct ingress *ingress, uint32_t slot,
 
     engine->active = true;
     count(&engine->counters->interfaces[ingress->interface].frames, 1);
-    if (reason == DROP_NONE) {
+    if (reason == DROP_NONE && frame->packet) {
+        *packet = *frame->packet;
+    } else if (reason == DROP_NONE) {
         __builtin_prefetch(frame->data + PAYLOAD_AT); /* loops_judge reads the payload's beginning: 100 ns from memory */
         reason = packet_parse(frame->data, frame->length, frame->checksum_vouched, packet);
         if (reason == DROP_FRAGMENT && !reassemble(engine, ingress, slot, frame, packet, &reason))

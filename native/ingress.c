@@ -19,6 +19,8 @@ uint32_t ingress_overruns(struct ingress *ingress)
     struct tpacket_stats statistics;
     socklen_t size = sizeof(statistics);
 
+    if (ingress->kind->sockets)
+        return ingress->kind->sockets->overruns(ingress);
     if (!ingress->statistics)
         return 0;
     if (getsockopt(ingress->fd, SOL_PACKET, PACKET_STATISTICS, &statistics, &size) < 0) {

@@ -2,14 +2,15 @@
 /*
  * ingress.h: what the engine needs of a way in: frames out of it, slots back into it.
  *
- * Two kinds stand behind it: ring.c (frames in a ring that is mapped from the packet socket) and receive.c (io_uring
- * receives into buffers of our own). An ingress owns its slots and their accounting. It borrows the socket: the
+ * Three kinds stand behind it: ring.c (frames in a ring that is mapped from the packet socket), receive.c (io_uring
+ * receives into buffers of our own) and datagrams.c (the same from ordinary UDP sockets). An ingress owns its slots and their accounting. It borrows the socket: the
  * supervisor opened it and keeps it, so packets that arrive while no worker runs wait there for the next one. It knows
  * nothing of rules.
  */
 #ifndef MCRELAY_INGRESS_H
 #define MCRELAY_INGRESS_H
 
+#include "packet.h"
 #include "pool.h"
 
 #include <liburing.h>
@@ -25,9 +26,28 @@ struct frame {
     uint16_t vlan;    /* id of its tag; 0: it has none */
     enum drop_reason reason; /* what the metadata alone already says, or DROP_NONE */
     bool checksum_vouched;
+    const struct packet *packet; /* NULL, or what is in it, which the kernel has taken apart. Until the next frame */
 };
 
+/* A completion's index has the interface's slot in its lower bits, and above it which of an ingress's sockets it is of. */
+enum { INGRESS_PART_SHIFT = 8, INGRESS_PARTS_MAX = 1 << 16 };
+
 struct ingress;
+
+/* Of a kind that receives from several sockets, which come and go. `wants_arming` and `arm` are then about the next one of
+ * them that nothing waits for, and `arm` adds which it is to user_data. */
+struct ingress_sockets {
+    /* 0, -EINVAL for a socket of another sort, -EEXIST for a number in use, -ENFILE if there are too many. */
+    int (*add)(struct ingress *ingress, int fd, uint32_t number);
+    /* 0, and ended() tells when, or -ENOENT. */
+    int (*remove)(struct ingress *ingress, uint32_t number, uint64_t ticket);
+    /* The ticket of a socket that was removed, and of which nothing is in flight any more; 0 if there is none. */
+    uint64_t (*ended)(struct ingress *ingress);
+    /* The next socket whose waiting has to be cancelled; false if there is none. */
+    bool (*cancel)(struct ingress *ingress, uint32_t *part);
+    /* Datagrams that they have dropped since the last call. */
+    uint32_t (*overruns)(struct ingress *ingress);
+};
 
 /* All on the engine's thread but free. */
 struct ingress_kind {
@@ -48,6 +68,7 @@ struct ingress_kind {
     /* Nothing is left that was taken from the kernel and not given to the engine. */
     bool (*is_drained)(const struct ingress *ingress);
     void (*free)(struct ingress *ingress);
+    const struct ingress_sockets *sockets; /* NULL: it has one, from beginning to end */
 };
 
 struct ingress {

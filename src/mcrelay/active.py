@@ -56,6 +56,7 @@ class ActiveRules:
         *,
         ingress: Literal["ring", "recv"],
         ring_memory: int,
+        rootless: bool,
         on_change: Callable[[list[RuleRecord], Sequence[str]], None],
     ) -> None:
         self._data = data
@@ -77,6 +78,7 @@ class ActiveRules:
             self.changing,
             ingress=ingress,
             ring_memory=ring_memory,
+            rootless=rootless,
             on_change=lambda: on_change([], ()),
         )
 

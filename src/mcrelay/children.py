@@ -265,6 +265,16 @@ class Child:
         finally:
             self._waiting.pop(ticket, None)
 
+    async def take_from(self, command: Callable[..., Message]) -> None:
+        """Have the worker use something no more; `command` makes the message with a ticket. One that does not is ended,
+        and its next life will not know the thing."""
+        ticket, life = self.ticket(), self.restarts
+        try:
+            await self.command(ticket, (command(ticket=ticket), ()))
+        except Busy as error:
+            log.warning("%s", error)
+            self.kill_life(life)
+
     @property
     def frames_malformed(self) -> int:
         return self._malformed + sum(channel.malformed for channel in self._channels.values())

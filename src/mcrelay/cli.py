@@ -16,11 +16,13 @@ import click
 
 from mcrelay import __version__, cli_diagnose, cli_traffic
 from mcrelay.api import Paused, RuleFacts, RuleStats, Stats
-from mcrelay.client import DEFAULT_SOCKET, Client
+from mcrelay.client import Client
 from mcrelay.codec import json_text, to_json
 from mcrelay.errors import EXIT_CODES, Error, UsageError
 from mcrelay.limits import LATENCY_BUDGET_US_DEFAULT, LATENCY_BUDGET_US_MAX, RING_MEMORY_DEFAULT, WORKERS_MAX
 from mcrelay.messages import ProcessFacts
+from mcrelay.places import SYSTEM_SOCKET, VARIABLE, find_socket, user_socket
+from mcrelay.rootless import check_cores
 
 WATCH_S: Final = 1.0
 
@@ -69,9 +71,8 @@ def _socket_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--socket",
         "path",
-        default=DEFAULT_SOCKET,
-        envvar="MCRELAY_SOCKET",
-        show_default=True,
+        default=find_socket,
+        show_default=f"MCRELAY_SOCKET, or {SYSTEM_SOCKET}, or where this user's rootless daemon is",
         metavar="PATH",
         help="The daemon's socket.",
     )(function)
@@ -82,7 +83,19 @@ def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @cli.command()
-@_socket_option
+@click.option(
+    "--socket",
+    "path",
+    envvar=VARIABLE,
+    show_default=f"{SYSTEM_SOCKET}, rootless in $XDG_RUNTIME_DIR/mcrelay or /tmp/mcrelay-UID",
+    metavar="PATH",
+    help="The daemon's socket.",
+)
+@click.option(
+    "--rootless",
+    is_flag=True,
+    help="Use no privilege: ordinary UDP sockets, which get only what this host's kernel accepts.",
+)
 @click.option("--workers", type=int, metavar="N", help="Data plane workers, one per core [default: all cores].")
 @click.option("--cores", metavar="LIST", help="The cores for them, for example 0,2-3.")
 @click.option("--user", metavar="NAME", help="Who workers run as [default: mcrelay if it exists, else nobody].")
@@ -124,7 +137,8 @@ def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--debug", is_flag=True, help="Log more, and report whatever blocks an event loop.")
 def run(
-    path: str,
+    path: str | None,
+    rootless: bool,
     workers: int | None,
     cores: str | None,
     user: str | None,
@@ -138,13 +152,24 @@ def run(
 ) -> None:
     """Run the daemon in the foreground, until SIGTERM or Ctrl-C. Needs root, or CAP_NET_RAW and CAP_NET_ADMIN.
 
+    With --rootless it needs nothing and can do less: one worker; inputs of one address and port from 1024 on; no
+    packets whose source this host has no route back to, where net.ipv4.conf.*.rp_filter is set; none that the firewall
+    drops; no outputs that keep a source or set its port. docs/rootless.md has the whole of it.
+
     \b
-    Example: sudo mcrelay run --cores 2-3
+    Examples: sudo mcrelay run --cores 2-3
+              mcrelay run --rootless
     """
     from mcrelay import service
 
+    if path is None:
+        path = user_socket() if rootless else SYSTEM_SOCKET
+    if rootless:
+        check_cores(workers, cores)
+        workers = 1 if cores is None else None
     service.run(
         socket=path,
+        rootless=rootless,
         cores=_choose_cores(workers, cores),
         user=user,
         engine=engine,

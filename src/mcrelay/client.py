@@ -53,8 +53,9 @@ from mcrelay.codec import Codec, encode, in_frames
 from mcrelay.errors import Busy, Error, NotPermitted, Unavailable
 from mcrelay.frames import FrameReader, Malformed
 from mcrelay.messages import Message, ProcessFacts
+from mcrelay.places import SYSTEM_SOCKET, find_socket
 
-DEFAULT_SOCKET: Final = "/run/mcrelay/control.sock"
+DEFAULT_SOCKET: Final = SYSTEM_SOCKET
 TIMEOUT_S: Final = 15.0
 UPGRADE_S: Final = 35.0  # for the new daemon to start and take over, or not
 NAMES_PER_FRAME: Final = 8000  # of 64 characters
@@ -67,10 +68,11 @@ Reply = TypeVar("Reply", bound=Message)
 
 
 class Client:
-    """Connects at once. Unavailable if no daemon listens at `path`, NotPermitted if the caller may not connect."""
+    """Connects at once. Unavailable if no daemon listens at `path`, NotPermitted if the caller may not connect. Without
+    `path` it is the daemon that the command line would speak to."""
 
-    def __init__(self, path: str = DEFAULT_SOCKET, *, timeout_s: float = TIMEOUT_S) -> None:
-        self._path = path
+    def __init__(self, path: str | None = None, *, timeout_s: float = TIMEOUT_S) -> None:
+        self._path = path or find_socket()
         self._timeout_s = timeout_s
         self._last_id = 0
         self._connect()

@@ -35,7 +35,9 @@ from mcrelay.messages import (
     Acknowledge,
     AddRule,
     AttachInterface,
+    AttachPort,
     DetachInterface,
+    DetachPort,
     Failed,
     Message,
     Probe,
@@ -136,6 +138,7 @@ class DataPlane:
         self._page = counters.Page(memoryview(self._map))
         self._page.initialise()
         self._sockets: dict[tuple[int, Direction], int] = {}
+        self._ports: dict[int, dict[int, int]] = {}  # of plain interfaces, by slot
         self._rules: dict[str, Known] = {}  # by id
         self._incoming: dict[str, Known] = {}  # of an unfinished SyncRules, and its ticket
         self._incoming_error: Exception | None = None
@@ -240,7 +243,11 @@ class DataPlane:
     def _command(self, message: Message, descriptors: list[int]) -> None:
         match message:
             case AttachInterface():
-                self._attach(message, descriptors[0])
+                self._attach(message, *descriptors)
+            case AttachPort():
+                self._attach_port(message, descriptors[0])
+            case DetachPort():
+                self._detach_port(message)
             case DetachInterface():
                 self._detach(message)
             case AddRule():
@@ -307,19 +314,20 @@ class DataPlane:
         )
         rules[rule.id] = Known(rule, record, slots, entries)
 
-    def _attach(self, message: AttachInterface, fd: int) -> None:
+    def _attach(self, message: AttachInterface, fd: int = -1) -> None:
+        """A plain interface has no socket."""
         self._names[message.slot] = message.name
         try:
             is_ingress = message.direction == "ingress"
             attach = self._attach_ingress(message, fd) if is_ingress else self._attach_egress(message, fd)
         except (OSError, ValueError, struct.error) as error:
-            os.close(fd)
+            _close(fd)
             self._acknowledge(message.ticket, f"{type(error).__name__}: {error}")
             return
 
         def done(error: int) -> None:
             if error:
-                os.close(fd)
+                _close(fd)
                 return
             self._close_socket(message.slot, message.direction)
             self._sockets[message.slot, message.direction] = fd
@@ -328,6 +336,8 @@ class DataPlane:
 
     def _attach_ingress(self, message: AttachInterface, fd: int) -> Callable[[], int]:
         self._open_for_patterns(message)
+        if message.plain:
+            return functools.partial(self._engine.attach_datagrams, message.slot, loopback=message.loopback)
         ring = message.ring
         return functools.partial(
             self._engine.attach_ingress,
@@ -357,6 +367,22 @@ class DataPlane:
         answer = self._engine.set_rules(distinct((known.rule, known.entries) for known in self._rules.values()))
         self._answers[answer] = lambda error: None
 
+    def _attach_port(self, message: AttachPort, fd: int) -> None:
+        def done(error: int) -> None:
+            if error:
+                os.close(fd)
+            else:
+                self._ports.setdefault(message.slot, {})[message.port] = fd
+
+        self._execute(message.ticket, functools.partial(self._engine.add_socket, message.slot, message.port, fd), done)
+
+    def _detach_port(self, message: DetachPort) -> None:
+        def done(error: int) -> None:
+            _close(self._ports.get(message.slot, {}).pop(message.port, -1))
+
+        step = functools.partial(self._engine.remove_socket, message.slot, message.port)
+        self._execute(message.ticket, step, done, accept=errno.ENOENT)
+
     def _detach(self, message: DetachInterface) -> None:
         detach = (
             functools.partial(self._engine.detach_ingress, message.slot)
@@ -380,9 +406,9 @@ class DataPlane:
         self._execute(message.ticket, step, lambda error: None)
 
     def _close_socket(self, slot: int, direction: Direction) -> None:
-        fd = self._sockets.pop((slot, direction), None)
-        if fd is not None:
-            os.close(fd)
+        _close(self._sockets.pop((slot, direction), -1))
+        for fd in self._ports.pop(slot, {}).values() if direction == "ingress" else ():
+            _close(fd)
 
     def _execute(self, ticket: int, step: Callable[[], int], done: Callable[[int], None], *, accept: int = 0) -> None:
         """Hand a step to the engine; when it has answered, call done(error or 0) and acknowledge. The error `accept` is
@@ -397,6 +423,11 @@ class DataPlane:
             self._answers[step()] = answered
         except OSError as error:
             answered(error.errno or errno.EIO)
+
+
+def _close(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ from mcrelay.messages import (
     Inherit,
     InheritInterface,
     InheritMemberships,
+    InheritPort,
     InheritRules,
     Message,
     Prepared,
@@ -57,11 +58,14 @@ class Heritage:
     descriptors: list[int]  # the clients' socket, and each data plane's counter page
     interfaces: list[tuple[InheritInterface, list[int]]] = field(default_factory=list)
     memberships: list[tuple[InheritMemberships, int]] = field(default_factory=list)
+    ports: list[tuple[InheritPort, int]] = field(default_factory=list)  # of rootless mode
     rules: list[RuleRecord] = field(default_factory=list)
 
-    def check_fit(self, workers: int) -> None:
+    def check_fit(self, workers: int, *, rootless: bool) -> None:
         """UsageError if a daemon with as many data plane workers cannot go on with it."""
         first = self.first
+        if first.rootless != rootless:
+            raise UsageError("one of the two daemons is rootless, the other is not", "restart it instead")
         if first.workers != workers:
             raise UsageError(
                 f"the old daemon has {first.workers} data plane workers, this one has {workers}", "restart it instead"
@@ -76,6 +80,8 @@ class Heritage:
                 self.interfaces.append((message, descriptors))
             case InheritMemberships():
                 self.memberships.append((message, descriptors[0]))
+            case InheritPort():
+                self.ports.append((message, descriptors[0]))
             case InheritRules():
                 self.rules.extend(message.rules)
                 return message.complete
@@ -166,13 +172,13 @@ class Predecessor:
             on_malformed=self._malformed,
         )
 
-    async def inherit(self, workers: int) -> Heritage:
+    async def inherit(self, workers: int, *, rootless: bool) -> Heritage:
         """All of it. Error if it cannot be ours."""
         try:
             heritage = await asyncio.wait_for(asyncio.shield(self._complete), PREPARE_S)
         except TimeoutError:
             raise SystemRefusal("the old daemon did not say what to take over", "start again") from None
-        heritage.check_fit(workers)
+        heritage.check_fit(workers, rootless=rootless)
         log.info("taking over from version %s, we are %s", heritage.first.version, __version__)
         return heritage
 

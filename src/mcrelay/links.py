@@ -13,6 +13,7 @@ somebody who acknowledges commands, and never waits for one without a deadline.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -34,10 +35,10 @@ from mcrelay.messages import (
     Ring,
     SetOwnAddresses,
 )
-from mcrelay.net.attachments import Attachment, Attachments, Need, egress_needs
+from mcrelay.net.attachments import Attachment, Attachments, Need, egress_needs, lacks_address, problem
 from mcrelay.net.interfaces import Interface, Interfaces
+from mcrelay.ports import PortLinks
 from mcrelay.rules import Membership, Rule
-from mcrelay.steering import NETWORK
 from mcrelay.turns import in_turns
 from mcrelay.ways import DIRECTIONS, Direction
 
@@ -71,6 +72,7 @@ class Links:
         *,
         ingress: Literal["ring", "recv"],
         ring_memory: int,
+        rootless: bool,
         on_change: Callable[[], None],
     ) -> None:
         self._data = data
@@ -80,7 +82,8 @@ class Links:
         self._ingress = ingress
         self._ring_memory = ring_memory
         self._on_change = on_change
-        self._attachments = Attachments(len(data))
+        self._attachments = Attachments(len(data), rootless=rootless)
+        self._ports = PortLinks(self._attachments, self._ready_workers)
         self._moved = asyncio.Event()  # something may have happened to an interface
         self._interfaces = Interfaces(self._moved.set)
         self._following: asyncio.Task[None] | None = None
@@ -170,10 +173,7 @@ class Links:
     def adopt(self, heritage: Heritage, rules: Iterable[Rule]) -> None:
         """Go on with a predecessor's interfaces and rules, but leave the packet sockets to it until take_over()."""
         self._is_held = True
-        for interface, descriptors in heritage.interfaces:
-            self._attachments.adopt_interface(interface, descriptors)
-        for memberships, descriptor in heritage.memberships:
-            self._attachments.adopt_memberships(memberships, descriptor)
+        self._attachments.adopt(heritage)
         known = {attachment.name for attachment in self._attachments}
         for rule in rules:
             names = self._attachments.ingress_names(rule, known)
@@ -217,6 +217,7 @@ class Links:
     async def provide(self, rules: list[Rule], undo: AsyncExitStack) -> None:
         """Open what these rules need, as far as it is there, and join their groups. RuleError if they name too many
         interfaces, SystemRefusal if the kernel will not open what is there."""
+        self._ports.check(rules, self._own)
         present = self._interfaces.present()
         if any(name not in present for name, _direction in self._wanted(rules, present)):
             present = await self._interfaces.refresh()  # one that was made this very moment
@@ -227,6 +228,7 @@ class Links:
                 await self._detach(need)  # what lingers must not be in somebody's way
         for need in wanted:
             await self._take_up(need, present.get(need[0]), undo)
+        await self._ports.open(rules, present, undo)
         memberships = [
             membership
             for rule in rules
@@ -315,6 +317,7 @@ class Links:
                     self._linger(need)
                 else:  # all that arrives there would go on to the workers
                     await self._detach(need)
+        await self._ports.close_unused()
 
     async def replenish(self) -> None:
         """Sockets for the next interface, most of which have this MTU."""
@@ -395,6 +398,8 @@ class Links:
             await self._detach((attachment.name, direction))
         if self._is_needed(attachment, direction):
             await self._bring_up(attachment, direction, interface)
+        if direction == "ingress":
+            await self._ports.settle(attachment)
         if direction == "ingress" and attachment.unjoined:
             await self._attachments.rejoin(attachment)
             self._see_to_unjoined()
@@ -443,20 +448,22 @@ class Links:
         if interface is None or self._attachments.is_stale(attachment, direction, interface):
             return True
         if direction != "ingress":
-            return _lacks_address(direction, interface) != 0
+            return lacks_address(direction, interface) != 0
+        if self._attachments.ports:
+            return False  # any datagram fits
         ring, opened = self._ring_for(interface.mtu), attachment.opened[direction]
         # A packet that is longer than its slot is relayed, but takes a longer way.
         return ring.frame_size > attachment.ring.frame_size if ring and attachment.ring else interface.mtu > opened.mtu
 
     async def _bring_up(self, attachment: Attachment, direction: Direction, interface: Interface | None) -> None:
         """Open one direction if its interface is there and it is not open; note what is wrong if it is not to be."""
-        problem = _problem(attachment.name, direction, interface)
-        if interface and not problem and direction not in attachment.sockets:
+        wrong = problem(attachment.name, direction, interface)
+        if interface and not wrong and direction not in attachment.sockets:
             await self._open(attachment, direction, interface)
         elif interface and direction != "ingress" and direction in attachment.sockets:
             await self._set_facts(attachment, direction, interface)
-        if problem:
-            attachment.problems[direction] = problem
+        if wrong:
+            attachment.problems[direction] = wrong
         else:
             attachment.problems.pop(direction, None)
 
@@ -489,7 +496,8 @@ class Links:
             raise
 
     def _ring_for(self, mtu: int) -> RingGeometry | None:
-        if self._ingress == "recv" or any(child.engine == "reference" for child in self._data):
+        no_rings = self._ingress == "recv" or self._attachments.ports
+        if no_rings or any(child.engine == "reference" for child in self._data):
             return None
         return ring_geometry(mtu, self._ring_memory)
 
@@ -518,6 +526,7 @@ class Links:
 
     async def _attach(self, child: Child, attachment: Attachment, direction: Direction) -> None:
         ticket = child.ticket()
+        plain = direction == "ingress" and self._attachments.ports is not None
         ring = attachment.ring if direction == "ingress" else None
         message = AttachInterface(
             ticket=ticket,
@@ -527,9 +536,12 @@ class Links:
             direction=direction,
             ring=Ring(ring.block_size, ring.blocks, ring.frame_size) if ring else None,
             loopback=attachment.opened[direction].is_loopback,
+            plain=plain,
             link=attachment.opened[direction].link().packed.hex() if direction in WRITTEN else None,
         )
-        await child.command(ticket, (message, [attachment.sockets[direction][child.index].fileno()]))
+        await child.command(ticket, (message, [s[child.index].fileno() for s in [attachment.sockets[direction]] if s]))
+        if plain:
+            await self._ports.attach_all(child, attachment)
 
     def _ready_workers(self) -> list[Child]:
         """The data planes to tell; the others will be told everything when they come up."""
@@ -565,32 +577,5 @@ class Links:
 
     async def _take_from_workers(self, attachment: Attachment, direction: Direction) -> None:
         """Have every worker finish what it has in hand of it, and use it no more."""
-        await asyncio.gather(*(self._take_from(child, attachment.slot, direction) for child in self._ready_workers()))
-
-    async def _take_from(self, child: Child, slot: int, direction: Direction) -> None:
-        ticket, life = child.ticket(), child.restarts
-        try:
-            await child.command(ticket, (DetachInterface(ticket=ticket, slot=slot, direction=direction), ()))
-        except Busy as error:
-            log.warning("%s", error)
-            child.kill_life(life)  # its next life will not know the interface
-
-
-def _problem(name: str, direction: Direction, interface: Interface | None) -> str | None:
-    """Why rules cannot use the interface in this direction now; None if they can."""
-    if interface is None:
-        return f"there is no interface {name!r}"
-    if not interface.is_up:
-        return f"interface {name!r} is down (ip link set {name} up)"
-    if direction == "frame" and interface.network == NETWORK:
-        return f"interface {name!r} is of a kind whose frames we cannot write: leave out source=keep and sport"
-    if direction != "ingress" and (version := _lacks_address(direction, interface)):
-        return f"interface {name!r} has no IPv{version} address to send from (ip address add ADDRESS/LENGTH dev {name})"
-    return None
-
-
-def _lacks_address(direction: Direction, interface: Interface) -> int:
-    """The IP version of which the interface must have an address for this way out, and has none; else 0."""
-    if direction.endswith("4") and not interface.has_ipv4:
-        return 4
-    return 6 if direction.endswith("6") and not interface.has_ipv6 else 0
+        command = functools.partial(DetachInterface, slot=attachment.slot, direction=direction)
+        await asyncio.gather(*(child.take_from(command) for child in self._ready_workers()))

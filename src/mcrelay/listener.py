@@ -41,14 +41,15 @@ CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 class Listener:
     """Binds `path`, mode 0660, group mcrelay if there is one. Error with its code if that cannot be. Or goes on with
-    the socket `inherited`, which is bound there already."""
+    the socket `inherited`, which is bound there already. A `private` one is for this user alone."""
 
-    def __init__(self, path: str, inherited: int | None = None) -> None:
+    def __init__(self, path: str, inherited: int | None = None, *, private: bool = False) -> None:
         self.path = path
         if not path.startswith("/") or len(os.fsencode(path)) > PATH_MAX:
             raise UsageError(f"--socket {path!r} is not possible", f"give an absolute path of up to {PATH_MAX} bytes")
         gid = group_id(GROUP)
-        self._gid = gid if gid is not None else os.getegid()
+        self._private = private
+        self._gid = gid if gid is not None and not private else os.getegid()
         if inherited is not None and not os.path.exists(path):  # somebody removed it
             os.close(inherited)
             inherited = None
@@ -68,7 +69,7 @@ class Listener:
                 code="cannot_create",
             ) from None
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        mask = os.umask(0o117)  # 0660 from the first moment
+        mask = os.umask(0o177 if self._private else 0o117)  # 0600 or 0660 from the first moment
         try:
             # Two daemons that start at once must not both find the path unused.
             _lock(lock)
@@ -184,7 +185,9 @@ class Listener:
         """Who is there, as of its connect(2) (SO_PEERCRED, unix(7)). The socket's mode keeps others out already; this
         holds even where the file's mode was changed."""
         pid, uid, gid = CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
-        if uid in (0, os.geteuid()) or gid == self._gid or self._gid in _groups(client):
+        if uid in (0, os.geteuid()):
+            return pid, uid, gid
+        if not self._private and (gid == self._gid or self._gid in _groups(client)):
             return pid, uid, gid
         raise NotPermitted(
             f"user {uid} (process {pid}) may not use {self.path}",

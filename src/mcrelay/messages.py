@@ -41,6 +41,7 @@ RuleCounter = Annotated[int, msgspec.Meta(ge=0, lt=RULES_MAX)]
 OutputCounter = Annotated[int, msgspec.Meta(ge=0, lt=OUTPUTS_MAX)]
 Slot = Annotated[int, msgspec.Meta(ge=0, lt=INTERFACES_MAX)]
 Mtu = Annotated[int, msgspec.Meta(ge=68, le=65536)]
+Port = Annotated[int, msgspec.Meta(ge=1, lt=2**17)]  # of rootless mode: a port, and 2**16 for IPv6
 Positive = Annotated[int, msgspec.Meta(ge=0)]
 UNJOINED_MAX: Final = 100  # groups, of all interfaces, that are told; a log line has how many there are
 
@@ -238,10 +239,30 @@ class AttachInterface(Message, frozen=True):
     direction: Direction
     ring: Ring | None = None
     loopback: bool = False  # local programs send on it from addresses of this host
+    plain: bool = False  # through none, but those that come with AttachPort
     link: Text | None = None  # ways.Link, packed, in hexadecimal digits: of a way out for which we write headers
 
     def descriptors(self) -> int:
+        return 0 if self.plain else 1
+
+
+class AttachPort(Message, frozen=True):
+    """Receive on the interface, which is a plain one, through this ordinary UDP socket, too."""
+
+    ticket: Id
+    slot: Slot
+    port: Port
+
+    def descriptors(self) -> int:
         return 1
+
+
+class DetachPort(Message, frozen=True):
+    """Do so no more, and close the socket."""
+
+    ticket: Id
+    slot: Slot
+    port: Port
 
 
 class DetachInterface(Message, frozen=True):
@@ -303,6 +324,7 @@ class Inherit(Message, frozen=True):
     generation: Id
     counters_version: Positive
     counters_size: Positive  # bytes of a page
+    rootless: bool = False
 
     def descriptors(self) -> int:
         return 1 + self.workers
@@ -321,9 +343,20 @@ class InheritInterface(Message, frozen=True):
     loopback: bool
     filters: bool
     workers: Annotated[int, msgspec.Meta(ge=1, le=WORKERS_MAX)]
+    plain: bool = False  # no socket, but those that come with InheritPort
 
     def descriptors(self) -> int:
-        return self.workers + (3 if self.filters else 0)
+        return 0 if self.plain else self.workers + (3 if self.filters else 0)
+
+
+class InheritPort(Message, frozen=True):
+    """An ordinary UDP socket of an interface that was inherited."""
+
+    name: Text
+    port: Port
+
+    def descriptors(self) -> int:
+        return 1
 
 
 class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -81,17 +81,17 @@ class Identity:
     name: str
 
 
-def identity(user: str | None) -> Identity:
+def identity(user: str | None, *, own: bool = False) -> Identity:
     """The workers' identity: `user` (a name), by default mcrelay if there is such a user, else nobody. A supervisor
-    that is not root can only give them its own."""
-    if os.geteuid() != 0:
+    that is not root, or is to use no privilege (`own`), can only give them its own."""
+    if own or os.geteuid() != 0:
         try:
-            own = pwd.getpwuid(os.geteuid()).pw_name
+            name = pwd.getpwuid(os.geteuid()).pw_name
         except KeyError:
-            own = str(os.geteuid())  # as in a container
-        if user not in (None, own):
+            name = str(os.geteuid())  # as in a container
+        if user not in (None, name):
             raise UsageError(f"--user {user}: only root can run workers as somebody else", "leave --user out")
-        return Identity(os.geteuid(), os.getegid(), own)
+        return Identity(os.geteuid(), os.getegid(), name)
     for name in (user,) if user is not None else ("mcrelay", "nobody"):
         try:
             entry = pwd.getpwnam(name)
@@ -127,11 +127,12 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def keep_needed_capabilities() -> None:
+def keep_needed_capabilities(*, none: bool = False) -> None:
     """Give up what the supervisor does not need any more, and the way to regain it: of each set what is on the list
-    stays if it was there. A supervisor that is not root has less, and cannot touch the bounding set."""
+    stays if it was there, or nothing if `none` is needed. A supervisor that is not root has less, and cannot touch the
+    bounding set."""
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
-    needed = sum(1 << capability for capability in SUPERVISOR_CAPABILITIES)
+    needed = 0 if none else sum(1 << capability for capability in SUPERVISOR_CAPABILITIES)
     effective, permitted, inheritable = _capabilities()
     if effective >> CAP_SETPCAP & 1:
         _drop_bounding_set(keep=needed)
@@ -200,7 +201,7 @@ def prioritise(pid: int) -> None:
 def drop_privileges(uid: int, gid: int) -> None:
     """Become `uid`:`gid` without groups, capabilities or a way back, and die with the parent. OSError if any of it
     fails: the worker must not go on then."""
-    if os.geteuid() == 0:
+    if os.geteuid() != uid:
         os.setgroups([])
         _drop_bounding_set(keep=0)
         os.setresgid(gid, gid, gid)

@@ -6,14 +6,19 @@ Checks what can be checked before anything is opened, and runs the supervisor's 
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from typing import Literal, cast
 
-from mcrelay import process, store
+from mcrelay import places, process, store
+from mcrelay import rootless as mode
 from mcrelay.errors import Error
 from mcrelay.handover import Predecessor
+from mcrelay.net import plain
 from mcrelay.supervisor import Options, Supervisor
 from mcrelay.worker import configure_logging, watch_loop
+
+log = logging.getLogger(__name__)
 
 IngressName = Literal["ring", "recv"]
 EngineName = Literal["auto", "uring", "reference"]
@@ -31,12 +36,16 @@ def run(
     busy_poll: bool,
     debug: bool,
     restore: bool,
+    rootless: bool,
 ) -> None:
     """Until the daemon is told to stop. Error if it cannot work here."""
     configure_logging("mcrelay", debug=debug)
     for number in (signal.SIGUSR1, signal.SIGUSR2):  # before there is anything to do for them
         signal.signal(number, signal.SIG_IGN)
-    process.check_privileges()
+    if rootless:
+        _begin_rootless(socket)
+    else:
+        process.check_privileges()
     process.raise_descriptor_limit()
     # click has checked the names.
     options = Options(
@@ -50,8 +59,18 @@ def run(
         busy_poll=busy_poll,
         debug=debug,
         restore=restore,
+        rootless=rootless,
     )
     asyncio.run(_supervise(options))
+
+
+def _begin_rootless(socket: str) -> None:
+    """Say what is not to be had, and make the socket's directory if it is the one that clients look into."""
+    if socket == places.user_socket():
+        places.make_user_directory(socket)
+    log.info("%s", mode.REMARK)
+    if remark := mode.buffer_remark(plain.RECEIVE_BUFFER, plain.receive_buffer_max()):
+        log.warning("%s", remark)
 
 
 async def _supervise(options: Options) -> None:
@@ -61,12 +80,12 @@ async def _supervise(options: Options) -> None:
     try:
         workers = len(options.cores)
         heritage = (
-            await predecessor.inherit(workers)
+            await predecessor.inherit(workers, rootless=options.rootless)
             if predecessor
-            else store.take(options.socket, workers, wanted=options.restore)
+            else store.take(options.socket, workers, wanted=options.restore, rootless=options.rootless)
         )
         supervisor = Supervisor(options, predecessor, heritage)
-        process.keep_needed_capabilities()  # the socket is there, wherever its user wanted it
+        process.keep_needed_capabilities(none=options.rootless)  # the socket is there, wherever its user wanted it
         await supervisor.run()
     except Error as error:
         if predecessor:

@@ -56,7 +56,7 @@ def keep(socket: str, will: Will) -> bool:
     return True
 
 
-def take(socket: str, workers: int, *, wanted: bool) -> Heritage | None:
+def take(socket: str, workers: int, *, wanted: bool, rootless: bool) -> Heritage | None:
     """What the last daemon left, if it left anything, this one can go on with it, and it is wanted; the log says why if
     it does not."""
     kept = {name: fd for name, fd in notify.stored().items() if name.startswith(f"{PREFIX}-")}
@@ -66,7 +66,7 @@ def take(socket: str, workers: int, *, wanted: bool) -> Heritage | None:
         notify.forget(name)
     try:
         heritage = _assemble(_path(socket), kept)
-        heritage.check_fit(workers)
+        heritage.check_fit(workers, rootless=rootless)
         if not wanted:
             raise Error("--no-restore")
     except (Error, Malformed) as error:

@@ -73,6 +73,7 @@ class Options:
     busy_poll: bool
     debug: bool
     restore: bool  # the rules of the last daemon
+    rootless: bool  # without any privilege
 
 
 class Page:
@@ -110,9 +111,9 @@ class Supervisor:
         inherited = heritage.descriptors if heritage else [None] * (1 + len(options.cores))
         self._options = options
         self._loop = asyncio.get_running_loop()
-        self._identity = process.identity(options.user)
+        self._identity = process.identity(options.user, own=options.rootless)
         self._workers = len(options.cores)
-        self._listener = Listener(options.socket, inherited[0])
+        self._listener = Listener(options.socket, inherited[0], private=options.rootless)
         self._pages = [Page(fd) for fd in inherited[1:]]
         self._predecessor = predecessor
         self._inherits = heritage is not None
@@ -138,6 +139,7 @@ class Supervisor:
             [page.counters for page in self._pages],
             ingress=options.ingress,
             ring_memory=options.ring_memory,
+            rootless=options.rootless,
             on_change=self._changed,
         )
         self._state = StateFile(options.socket)
@@ -459,6 +461,7 @@ class Supervisor:
             generation=self._active.generation,
             counters_version=counters.VERSION,
             counters_size=counters.PAGE_SIZE,
+            rootless=self._options.rootless,
         )
         yield first, [self._listener.fileno(), *(page.fd for page in self._pages)]
         yield from self._active.will()

@@ -48,7 +48,7 @@ CHOSEN_PORT_MIN = 32768  # net.ipv4.ip_local_port_range
 
 
 def random_rules(random: random.Random) -> list[Entry]:
-    """Of all shapes, so that several match many a packet, with outputs of all kinds, some of which cannot be reached."""
+    """Of all shapes, so that several match many a packet, with outputs of all kinds, some that cannot be reached."""
     rules: dict[Any, Entry] = {}
     output = 1
     while len(rules) < RULES:

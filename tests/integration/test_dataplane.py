@@ -69,6 +69,15 @@ class FakeEngine:
     ) -> int:
         return self._note("attach_ingress", interface, mtu, ring, loopback)
 
+    def attach_datagrams(self, interface: int, *, loopback: bool = False) -> int:
+        return self._note("attach_datagrams", interface, loopback)
+
+    def add_socket(self, interface: int, number: int, fd: int) -> int:
+        return self._note("add_socket", interface, number)
+
+    def remove_socket(self, interface: int, number: int) -> int:
+        return self._note("remove_socket", interface, number)
+
     def detach_ingress(self, interface: int) -> int:
         return self._note("detach_ingress", interface)
 

@@ -237,7 +237,7 @@ def test_a_command_line_that_is_none_is_refused(line: str, word: str) -> None:
 
 # A command's help has an example or at least the form of its arguments.
 HELP = {
-    "run": "sudo mcrelay run --cores 2-3",
+    "run": "mcrelay run --rootless",
     "add": "239.2.2.2:6000%eth1,ttl=8",
     "remove": "mcrelay remove [OPTIONS] NAME|ID",
     "pause": "Example: mcrelay pause feed-a 239.2.2.2:6000%eth1",

@@ -84,7 +84,7 @@ PURE = sorted(
         *("rules", "ruletext", "entries", "ways", "cycles", "messages", "api", "codec"),
         *("frames", "counters", "limits", "steering"),
         *("facts", "nearness", "sightings", "arrival", "departure", "explain", "doctor", "reasons"),
-        "engines.reassembly",
+        *("engines.reassembly", "rootless"),
     )
     or name.startswith("mcrelay.protocols")
 )
@@ -133,6 +133,8 @@ MAY = {
     "mcrelay.net.traffic_sockets": re.compile(r"SO_RCVBUFFORCE|SO_BINDTODEVICE|IP_ADD_MEMBERSHIP"),
     # Of whoever types `mcrelay explain`: to look at frames.
     "mcrelay.net.watch": re.compile(r"AF_PACKET|SOCK_RAW|PACKET_IGNORE_OUTGOING|SO_ATTACH_FILTER|MCAST_JOIN_\w+"),
+    # What takes no privilege: the first binding to an interface (Linux 5.7).
+    "mcrelay.net.plain": re.compile(r"SO_BINDTODEVICE"),
     "mcrelay.process": re.compile(
         r"set(res)?[ug]id|setgroups|_CAP[GS]ET|_?prctl|PR_\w+|CAP_\w+|_?libc|CDLL|system_call"
     ),

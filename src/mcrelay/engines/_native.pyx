@@ -67,6 +67,9 @@ cdef extern from "engine.h":
                                   uint32_t slots)
     int64_t engine_attach_ring(engine *engine, unsigned interface, int fd, bint loopback, uint32_t block_size,
                                uint32_t blocks, uint32_t frame_size)
+    int64_t engine_attach_datagrams(engine *engine, unsigned interface, bint loopback, uint32_t slots)
+    int64_t engine_add_socket(engine *engine, unsigned interface, int fd, uint32_t number)
+    int64_t engine_remove_socket(engine *engine, unsigned interface, uint32_t number)
     int64_t engine_detach_ingress(engine *engine, unsigned interface)
     int64_t engine_attach_egress(engine *engine, unsigned interface, unsigned way, int fd, uint32_t mtu,
                                  const uint8_t *link, size_t length)
@@ -169,6 +172,15 @@ cdef class Engine:
     def attach_ring(self, unsigned interface, int fd, bint loopback, uint32_t block_size, uint32_t blocks,
                     uint32_t frame_size):
         return check(engine_attach_ring(self._open(), interface, fd, loopback, block_size, blocks, frame_size))
+
+    def attach_datagrams(self, unsigned interface, bint loopback, uint32_t slots):
+        return check(engine_attach_datagrams(self._open(), interface, loopback, slots))
+
+    def add_socket(self, unsigned interface, int fd, uint32_t number):
+        return check(engine_add_socket(self._open(), interface, fd, number))
+
+    def remove_socket(self, unsigned interface, uint32_t number):
+        return check(engine_remove_socket(self._open(), interface, number))
 
     def detach_ingress(self, unsigned interface):
         return check(engine_detach_ingress(self._open(), interface))

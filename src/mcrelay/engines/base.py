@@ -43,6 +43,21 @@ class Engine(Protocol):
         Answers EEXIST if there is one already."""
         ...
 
+    def attach_datagrams(self, interface: int, *, loopback: bool = False) -> int:
+        """Receive from ordinary UDP sockets instead, which are added one by one. Answers EEXIST if there is an ingress
+        already."""
+        ...
+
+    def add_socket(self, interface: int, number: int, fd: int) -> int:
+        """Receive from the UDP socket `fd`, too, what is addressed to the port that it is bound to; the socket tells
+        the rest (net/plain.py). Answers EEXIST if the number is in use, ENFILE if there are PORTS_MAX already, ENOENT
+        if the interface has no such ingress."""
+        ...
+
+    def remove_socket(self, interface: int, number: int) -> int:
+        """Answers ENOENT if there is none of this number."""
+        ...
+
     def detach_ingress(self, interface: int) -> int:
         """Answers ENOENT if there is none."""
         ...

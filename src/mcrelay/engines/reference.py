@@ -31,6 +31,7 @@ from mcrelay.counters import (
     SENDS,
     Page,
 )
+from mcrelay.engines.datagrams import Port
 from mcrelay.engines.exits import PACKET_VNET_HDR, Exit, destination_of
 from mcrelay.engines.headers import ip_length
 from mcrelay.engines.lookup import Table
@@ -38,8 +39,8 @@ from mcrelay.engines.loops import Loops, Verdict
 from mcrelay.engines.parsing import AUXDATA, SOL_PACKET, Drop, Fragmented, Frame, Packet, parse, unwrap
 from mcrelay.engines.rates import Rates
 from mcrelay.engines.reassembly import Reassembler
-from mcrelay.entries import Entry, Leg, LegFlag
-from mcrelay.limits import ADDRESSES_MAX, RingGeometry
+from mcrelay.entries import UDP, Entry, Leg, LegFlag
+from mcrelay.limits import ADDRESSES_MAX, PORTS_MAX, RingGeometry
 from mcrelay.ways import Link, Way
 
 PACKET_STATISTICS: Final = 6  # linux/if_packet.h
@@ -52,6 +53,9 @@ PACKETS_PER_TURN: Final = 64  # of one interface, before the others and the comm
 STATISTICS_S: Final = 0.1
 
 
+Parse = Callable[[int, Frame], Packet | None]  # of an interface slot; None for a fragment that completes no packet
+
+
 @dataclass(slots=True)
 class Ingress:
     interface: int
@@ -60,6 +64,56 @@ class Ingress:
     virtio: bool  # frames begin with a struct virtio_net_hdr
     loopback: bool  # local programs send on it from addresses of this host
     statistics: bool = True
+
+    def receive(self, parse: Parse) -> tuple[Packet | None, int]:
+        """The next packet and its VLAN, or Drop; OSError if there is none."""
+        data, control, _flags, address = self.sock.recvmsg(ROOM, socket.CMSG_SPACE(AUXDATA.size), socket.MSG_DONTWAIT)
+        frame = unwrap(memoryview(data), control, address, virtio=self.virtio)
+        packet = parse(self.interface, frame)
+        if packet and frame.segment and frame.segment < len(packet.payload):
+            packet = replace(packet, segment=frame.segment)
+        return packet, frame.vlan
+
+    def overruns(self) -> int:
+        """Packets that the kernel dropped since this was asked last."""
+        if not self.statistics:
+            return 0
+        try:
+            _packets, drops = STATISTICS.unpack(self.sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, STATISTICS.size))
+        except OSError:
+            self.statistics = False
+            return 0
+        return int(drops)
+
+
+@dataclass(slots=True)
+class PortIngress:
+    """The same of one of an interface's ordinary UDP sockets."""
+
+    interface: int
+    fd: int
+    port: Port
+    loopback: bool
+
+    def receive(self, _parse: Parse) -> tuple[Packet | None, int]:
+        datagram = self.port.receive()
+        if datagram is None:
+            raise Drop("truncated")
+        packet = Packet(
+            source=datagram.source,
+            destination=datagram.destination,
+            source_port=datagram.source_port,
+            port=datagram.port,
+            protocol=UDP,
+            ttl=datagram.ttl,
+            dscp=datagram.tos >> 2,
+            payload=datagram.payload,
+            segment=datagram.segment,
+        )
+        return packet, 0
+
+    def overruns(self) -> int:
+        return self.port.new_drops()
 
 
 class ReferenceEngine:
@@ -76,6 +130,7 @@ class ReferenceEngine:
         # The engine's thread.
         self._selector = selectors.DefaultSelector()
         self._ingress: dict[int, Ingress] = {}
+        self._ports: dict[int, tuple[bool, dict[int, PortIngress]]] = {}  # of an interface: loopback, by number
         self._exits: dict[tuple[int, Way], Exit] = {}
         self._table = Table()
         self._own: frozenset[bytes] = frozenset()
@@ -97,6 +152,15 @@ class ReferenceEngine:
         if ring is not None:
             raise OSError(errno.EOPNOTSUPP, "engine reference reads no ring")
         return self._submit(lambda: self._do_attach_ingress(interface, fd, loopback=loopback))
+
+    def attach_datagrams(self, interface: int, *, loopback: bool = False) -> int:
+        return self._submit(lambda: self._do_attach_datagrams(interface, loopback=loopback))
+
+    def add_socket(self, interface: int, number: int, fd: int) -> int:
+        return self._submit(lambda: self._do_add_socket(interface, number, fd))
+
+    def remove_socket(self, interface: int, number: int) -> int:
+        return self._submit(lambda: self._do_remove_socket(interface, number))
 
     def detach_ingress(self, interface: int) -> int:
         return self._submit(lambda: self._do_detach_ingress(interface))
@@ -139,6 +203,9 @@ class ReferenceEngine:
             return
         for ingress in self._ingress.values():
             ingress.sock.detach()
+        for _loopback, ports in self._ports.values():
+            for port in ports.values():
+                port.port.sock.detach()
         for way_out in self._exits.values():
             way_out.sock.detach()
         self._selector.close()
@@ -168,9 +235,9 @@ class ReferenceEngine:
             for key, _events in ready:
                 if key.data is None:
                     self._execute_commands()
-                elif key.data.interface in self._ingress:
+                elif key.fd in self._selector.get_map():  # not taken out just now
                     self._receive(key.data)
-            for ingress in self._ingress.values():
+            for ingress in self._all_ingress():
                 self._count_overruns(ingress)
             self._count_lost(self._reassembler.expire(self._now_ns))
             timeout = STATISTICS_S if ready or self._reassembler.waits else None
@@ -185,8 +252,38 @@ class ReferenceEngine:
             self._answers.append((ticket, action()))
             os.eventfd_write(self._answer_fd, 1)
 
+    def _all_ingress(self) -> list[Ingress | PortIngress]:
+        return [*self._ingress.values(), *(port for _, ports in self._ports.values() for port in ports.values())]
+
+    def _do_attach_datagrams(self, interface: int, *, loopback: bool) -> int:
+        if interface in self._ingress or interface in self._ports:
+            return errno.EEXIST
+        self._ports[interface] = loopback, {}
+        self._count_pool()
+        return 0
+
+    def _do_add_socket(self, interface: int, number: int, fd: int) -> int:
+        if interface not in self._ports:
+            return errno.ENOENT
+        loopback, ports = self._ports[interface]
+        if number in ports or len(ports) == PORTS_MAX:
+            return errno.EEXIST if number in ports else errno.ENFILE
+        ports[number] = PortIngress(interface, fd, Port(socket.socket(fileno=fd)), loopback)
+        self._selector.register(fd, selectors.EVENT_READ, ports[number])
+        return 0
+
+    def _do_remove_socket(self, interface: int, number: int) -> int:
+        _, ports = self._ports.get(interface, (False, {}))
+        ingress = ports.pop(number, None)
+        if ingress is None:
+            return errno.ENOENT
+        self._count_overruns(ingress)
+        self._selector.unregister(ingress.fd)
+        ingress.port.sock.detach()
+        return 0
+
     def _do_attach_ingress(self, interface: int, fd: int, *, loopback: bool) -> int:
-        if interface in self._ingress:
+        if interface in self._ingress or interface in self._ports:
             return errno.EEXIST
         sock = socket.socket(fileno=fd)
         ingress = Ingress(interface, fd, sock, bool(sock.getsockopt(SOL_PACKET, PACKET_VNET_HDR)), loopback)
@@ -196,6 +293,12 @@ class ReferenceEngine:
         return 0
 
     def _do_detach_ingress(self, interface: int) -> int:
+        if interface in self._ports:
+            for number in list(self._ports[interface][1]):
+                self._do_remove_socket(interface, number)
+            del self._ports[interface]
+            self._count_pool()
+            return 0
         ingress = self._ingress.pop(interface, None)
         if ingress is None:
             return errno.ENOENT
@@ -228,23 +331,18 @@ class ReferenceEngine:
 
     def _do_stop(self) -> int:
         self._stopping = True
-        for interface in list(self._ingress):
+        for interface in [*self._ingress, *self._ports]:
             self._do_detach_ingress(interface)
         return 0
 
     def _count_pool(self) -> None:
         # One packet at a time: a slot per interface, free whenever anybody looks.
-        self._page.set(POOL_SLOTS, len(self._ingress))
-        self._page.set(POOL_FREE, len(self._ingress))
+        slots = len(self._ingress) + len(self._ports)
+        self._page.set(POOL_SLOTS, slots)
+        self._page.set(POOL_FREE, slots)
 
-    def _count_overruns(self, ingress: Ingress) -> None:
-        if not ingress.statistics:
-            return
-        try:
-            _packets, drops = STATISTICS.unpack(ingress.sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, STATISTICS.size))
-        except OSError:
-            ingress.statistics = False
-            return
+    def _count_overruns(self, ingress: Ingress | PortIngress) -> None:
+        drops = ingress.overruns()
         if drops:
             self._page.count(RECEIVED, drops)
             self._page.count_dropped(REASON["ingress_overrun"], drops)
@@ -255,49 +353,45 @@ class ReferenceEngine:
         self._page.count(RECEIVED, fragments)
         self._page.count_dropped(REASON["fragment"], fragments)
 
-    def _parse(self, ingress: Ingress, frame: Frame) -> Packet | None:
+    def _parse(self, interface: int, frame: Frame) -> Packet | None:
         """None for a fragment with which no packet is complete."""
         try:
             return parse(frame.data, checksum_vouched=frame.vouched)
         except Fragmented as found:
             fragment = found.fragment
-        whole, lost = self._reassembler.add(fragment, ingress.interface, frame.vlan, self._now_ns)
+        whole, lost = self._reassembler.add(fragment, interface, frame.vlan, self._now_ns)
         self._count_lost(lost)
         return None if whole is None else parse(memoryview(whole), checksum_vouched=False)
 
-    def _receive(self, ingress: Ingress) -> None:
+    def _receive(self, ingress: Ingress | PortIngress) -> None:
         for _ in range(PACKETS_PER_TURN):
+            packet, vlan, failure = None, 0, ""
             try:
-                data, control, _flags, address = ingress.sock.recvmsg(
-                    ROOM, socket.CMSG_SPACE(AUXDATA.size), socket.MSG_DONTWAIT
-                )
+                packet, vlan = ingress.receive(self._parse)
             except OSError:
                 return  # nothing there, or the interface went down: select again
-            self._page.count_interface(ingress.interface, "frames")
-            try:
-                frame = unwrap(memoryview(data), control, address, virtio=ingress.virtio)
-                packet = self._parse(ingress, frame)
-                if packet is None:
-                    continue
-                if frame.segment and frame.segment < len(packet.payload):
-                    packet = replace(packet, segment=frame.segment)
-                datagrams = packet.datagrams
-                if len(datagrams) > DATAGRAMS_MAX:
-                    self._page.count_interface(ingress.interface, "merged")
-                    raise Drop("merged")
             except Drop as drop:
+                failure = drop.args[0]
+            self._page.count_interface(ingress.interface, "frames")
+            if packet and len(packet.datagrams) > DATAGRAMS_MAX:
+                self._page.count_interface(ingress.interface, "merged")
+                failure = "merged"
+            if failure:
                 self._page.count(RECEIVED)
-                self._page.count_dropped(REASON[drop.args[0]])
+                self._page.count_dropped(REASON[failure])
                 continue
+            if packet is None:
+                continue  # a fragment of one that is not complete
+            datagrams = packet.datagrams
             self._page.count(RECEIVED, len(datagrams))
             self._page.count(RECEIVED_BYTES, len(packet.payload))
-            entry = self._table.find(packet, ingress.interface, frame.vlan)
+            entry = self._table.find(packet, ingress.interface, vlan)
             if entry is None:
-                self._page.count_dropped(REASON["vlan_tagged" if frame.vlan else "no_rule"], len(datagrams))
+                self._page.count_dropped(REASON["vlan_tagged" if vlan else "no_rule"], len(datagrams))
             elif self._admit(ingress, entry, packet, len(datagrams)):
                 self._forward(entry, packet)
 
-    def _admit(self, ingress: Ingress, entry: Entry, packet: Packet, count: int) -> bool:
+    def _admit(self, ingress: Ingress | PortIngress, entry: Entry, packet: Packet, count: int) -> bool:
         """Whether a packet that matched a rule is to be forwarded at all; what is not counts for the rule in a word of
         its own."""
         if packet.source in self._own and not ingress.loopback:

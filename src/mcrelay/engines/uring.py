@@ -49,6 +49,15 @@ class UringEngine:
             return self._native.attach_receive(interface, fd, loopback, mtu, self._slots)
         return self._native.attach_ring(interface, fd, loopback, ring.block_size, ring.blocks, ring.frame_size)
 
+    def attach_datagrams(self, interface: int, *, loopback: bool = False) -> int:
+        return self._native.attach_datagrams(interface, loopback, self._slots)
+
+    def add_socket(self, interface: int, number: int, fd: int) -> int:
+        return self._native.add_socket(interface, fd, number)
+
+    def remove_socket(self, interface: int, number: int) -> int:
+        return self._native.remove_socket(interface, number)
+
     def detach_ingress(self, interface: int) -> int:
         return self._native.detach_ingress(interface)
 

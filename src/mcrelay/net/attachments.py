@@ -24,14 +24,17 @@ from ipaddress import ip_address
 from typing import TypeVar
 
 from mcrelay.errors import RuleError, SystemRefusal
+from mcrelay.handover import Heritage
 from mcrelay.limits import INTERFACES_MAX, RingGeometry
-from mcrelay.messages import InheritInterface, InheritMemberships, Member, Message, Ring
+from mcrelay.messages import InheritInterface, InheritMemberships, InheritPort, Member, Message, Ring
 from mcrelay.net import egress, sockets
 from mcrelay.net.absorbers import Absorbers
 from mcrelay.net.admission import Admission, Destination, destination_of
 from mcrelay.net.interfaces import Interface
 from mcrelay.net.memberships import Memberships
+from mcrelay.net.plain import Ports, number_of
 from mcrelay.rules import BROADCAST, Address, Membership, Rule
+from mcrelay.steering import NETWORK
 from mcrelay.turns import in_turns
 from mcrelay.ways import DIRECTIONS, WAYS, Direction
 
@@ -60,9 +63,32 @@ def egress_needs(rule: Rule) -> set[Need]:
     return {(output.interface, rule.way(output).direction) for output in rule.outputs}
 
 
+def problem(name: str, direction: Direction, interface: Interface | None) -> str | None:
+    """Why rules cannot use the interface in this direction now; None if they can."""
+    if interface is None:
+        return f"there is no interface {name!r}"
+    if not interface.is_up:
+        return f"interface {name!r} is down (ip link set {name} up)"
+    if direction == "frame" and interface.network == NETWORK:
+        return f"interface {name!r} is of a kind whose frames we cannot write: leave out source=keep and sport"
+    if direction != "ingress" and (version := lacks_address(direction, interface)):
+        return f"interface {name!r} has no IPv{version} address to send from (ip address add ADDRESS/LENGTH dev {name})"
+    return None
+
+
+def lacks_address(direction: Direction, interface: Interface) -> int:
+    """The IP version of which the interface must have an address for this way out, and has none; else 0."""
+    if direction.endswith("4") and not interface.has_ipv4:
+        return 4
+    return 6 if direction.endswith("6") and not interface.has_ipv6 else 0
+
+
 class Attachments:
-    def __init__(self, workers: int) -> None:
+    """In `rootless` mode packets come in by ordinary sockets: ingress is open without any, and `ports` has them."""
+
+    def __init__(self, workers: int, *, rootless: bool = False) -> None:
         self._workers = workers
+        self.ports = Ports() if rootless else None
         self._by_name: dict[str, Attachment] = {}
         self._memberships = Memberships()
         self._absorbers = Absorbers()
@@ -125,7 +151,10 @@ class Attachments:
     ) -> None:
         """Open the sockets of one direction, one per worker; for ingress with this ring, and nothing comes in by it
         before readmit(). SystemRefusal if the kernel will not."""
-        if direction == "ingress":
+        if direction == "ingress" and self.ports:
+            self.ports.open_interface(interface)
+            opened: list[socket.socket] = []
+        elif direction == "ingress":
             stock, self._stock = self._stock, None
             prepared = stock[1] if stock and stock[0] == ring else None
             if stock and prepared is None:
@@ -184,7 +213,7 @@ class Attachments:
         opened = attachment.opened[direction]
         if interface is None or interface.index != opened.index:
             return True
-        is_packet_socket = direction in ("ingress", "frame")
+        is_packet_socket = direction == "frame" or (direction == "ingress" and not self.ports)
         return is_packet_socket and not sockets.is_bound(attachment.sockets[direction][0], interface)
 
     async def close(self, attachment: Attachment, direction: Direction) -> None:
@@ -192,6 +221,8 @@ class Attachments:
         closing = attachment.sockets.pop(direction)
         opened = attachment.opened.pop(direction)
         if direction == "ingress":
+            if self.ports:
+                self.ports.close_interface(attachment.name)
             async for membership in in_turns(self._memberships_on(attachment)):
                 self._memberships.leave(opened.index, membership.group, membership.source)
             attachment.unjoined.clear()
@@ -220,13 +251,26 @@ class Attachments:
                     loopback=opened.is_loopback,
                     filters=bool(filter_fds),
                     workers=self._workers,
+                    plain=direction == "ingress" and self.ports is not None,
                 )
                 yield message, [*(sock.fileno() for sock in attachment.sockets[direction]), *filter_fds]
+            for port, sock in self.ports.sockets(attachment.name).items() if self.ports else ():
+                yield InheritPort(name=attachment.name, port=port), [sock.fileno()]
         for sock, members in self._memberships.holders():
             memberships = tuple(
                 Member(index, str(group), str(source) if source else None) for index, group, source in members
             )
             yield InheritMemberships(memberships=memberships), [sock.fileno()]
+
+    def adopt(self, heritage: Heritage) -> None:
+        """Go on with all that a predecessor had. Before its rules are kept."""
+        for interface, descriptors in heritage.interfaces:
+            self.adopt_interface(interface, descriptors)
+        for port, descriptor in heritage.ports:
+            assert self.ports  # Heritage.check_fit
+            self.ports.adopt(port.name, [(port.port, socket.socket(fileno=descriptor))])
+        for memberships, descriptor in heritage.memberships:
+            self.adopt_memberships(memberships, descriptor)
 
     def adopt_interface(self, message: InheritInterface, descriptors: list[int]) -> None:
         """Go on with one direction of an interface. Before its rules are kept."""
@@ -244,6 +288,8 @@ class Attachments:
         )
         attachment.opened[message.direction] = interface
         attachment.sockets[message.direction] = [socket.socket(fileno=fd) for fd in descriptors[: self._workers]]
+        if message.plain and self.ports:
+            self.ports.adopt(message.name, ())
         if message.ring:
             attachment.ring = RingGeometry(message.ring.block_size, message.ring.blocks, message.ring.frame_size)
         if message.filters:
@@ -336,7 +382,9 @@ class Attachments:
         self._uses.update(self.needs(rule))
         self._joined.update(self.memberships(rule, names))
         self._wanted.update((name, destination_of(rule.input)) for name in names)
-        if rule.input.port is not None and not rule.input.address.is_multicast and rule.input.address != BROADCAST:
+        if self.ports:
+            self.ports.keep(names, number_of(rule))
+        elif rule.input.port is not None and not rule.input.address.is_multicast and rule.input.address != BROADCAST:
             opened = next((self._by_name[name].opened.get("ingress") for name in names), None)
             place = rule.input.address, rule.input.port, opened.index if opened else 0
             self._absorbed[rule.id] = place
@@ -354,6 +402,8 @@ class Attachments:
             _decrement(self._joined, membership)
         for name in names:
             _decrement(self._wanted, (name, destination_of(rule.input)))
+        if self.ports:
+            self.ports.release(names, number_of(rule))
         if place := self._absorbed.pop(rule.id, None):
             self._absorbers.give_up(*place)
         return names
@@ -373,6 +423,8 @@ class Attachments:
     async def close_all(self) -> None:
         self._memberships.close()
         self._absorbers.close()
+        if self.ports:
+            self.ports.close_all()
         for attachment in self:
             if attachment.admission:
                 attachment.admission.close()

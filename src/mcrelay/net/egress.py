@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Final
 
 from mcrelay.errors import SystemRefusal
@@ -57,7 +57,7 @@ def open_egress(interface: Interface, way: Way, workers: int) -> list[socket.soc
             for _ in range(workers):
                 sock = stack.enter_context(_socket(way))
                 receive_nothing(sock)
-                sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
+                _set_send_buffer(sock)
                 if way is Way.FRAME:
                     _prepare_frames(sock, interface)
                 else:
@@ -90,12 +90,20 @@ def _socket(way: Way) -> socket.socket:
             return socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW)
 
 
+def _set_send_buffer(sock: socket.socket) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
+    except PermissionError:  # rootless: as much as net.core.wmem_max allows
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+
+
 def _prepare_ipv4(sock: socket.socket, way: Way, interface: Interface) -> None:
     device = struct.pack("=4s4si", b"", b"", interface.index)  # struct ip_mreqn
     sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, device)
     sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, int(way is Way.LOOP4))
     sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
-    sock.setsockopt(socket.IPPROTO_IP, socket.IP_TRANSPARENT, 1)
+    with suppress(PermissionError):  # rootless: then a source is one of this host's
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TRANSPARENT, 1)
     if way is Way.RAW4:
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
         sock.setsockopt(socket.IPPROTO_IP, IP_NODEFRAG, 1)
@@ -105,7 +113,8 @@ def _prepare_ipv6(sock: socket.socket, way: Way, interface: Interface) -> None:
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, interface.index)
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, int(way is Way.LOOP6))
     sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT)
-    sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+    with suppress(PermissionError):
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
     if way is Way.RAW6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_HDRINCL, 1)
     else:
