@@ -25,12 +25,13 @@ SOURCES := $(shell find src native -type f \( -name '*.py' -o -name '*.pyx' -o -
 .PHONY: demo test bench setup lint fuzz soak clean
 
 demo: $(VENV)/.installed
-	@packaging/install-requirements test
+	@packaging/install-requirements demo
 	$(SUDO) $(BIN)/python -m lab.demo
 
 # Tests that some processes share the machine for; the others put load on it, and have it for themselves.
 SHARING := tests/unit tests/native tests/engines tests/integration \
-    $(foreach name,bad_input change explain hostile_packets interfaces loops privileges restore sandbox store,tests/e2e/test_$(name).py)
+    $(foreach name,bad_input change explain hostile_packets interfaces loops privileges programs restore sandbox \
+    store,tests/e2e/test_$(name).py)
 
 test: $(VENV)/.develop $(VENV)/.installed
 	@packaging/install-requirements test

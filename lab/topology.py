@@ -141,3 +141,44 @@ def relay_line(
         ingress_address=INGRESS_ADDRESS,
         egresses=tuple(egresses),
     )
+
+
+@dataclass(frozen=True)
+class Segments:
+    """What `two_segments` built; every interface of a client is eth0."""
+
+    relay: Namespace
+    a: Namespace
+    b: Namespace
+
+
+def two_segments(lab: Lab) -> Segments:
+    """Clients on both sides of a host that routes between them, IPv4 and IPv6, as in docs/recipes/.
+
+        +---------------------------+  +--------------------------------------------+  +---------------------------+
+        | a                         |  | relay                                      |  |                         b |
+        |   eth0 192.0.2.2/24       +--+ eth0 192.0.2.1/24     eth1 198.51.100.1/24 +--+ eth0 198.51.100.2/24      |
+        |        2001:db8:a::2/64   |  |      2001:db8:a::1/64      2001:db8:b::1/64|  |      2001:db8:b::2/64     |
+        +---------------------------+  +--------------------------------------------+  +---------------------------+
+
+    Unicast gets through; multicast does not, as nothing there routes it. a has a second address, 192.0.2.9.
+    """
+    relay, a, b = (lab.namespace(label, ipv6=True) for label in ("relay", "a", "b"))
+    relay.sysctl("net.ipv4.ip_forward", 1)
+    relay.sysctl("net.ipv6.conf.all.forwarding", 1)
+    for client, interface, subnet, prefix in (
+        (a, "eth0", "192.0.2", "2001:db8:a::"),
+        (b, "eth1", "198.51.100", "2001:db8:b::"),
+    ):
+        lab.veth(
+            *(client, "eth0", relay, interface),
+            address_a=f"{subnet}.2/24",
+            address_b=f"{subnet}.1/24",
+            offloads=False,
+        )
+        client.ip("address", "add", f"{prefix}2/64", "dev", "eth0")
+        relay.ip("address", "add", f"{prefix}1/64", "dev", interface)
+        client.ip("route", "add", "default", "via", f"{subnet}.1")
+        client.ip("-6", "route", "add", "default", "via", f"{prefix}1")
+    a.ip("address", "add", "192.0.2.9/24", "dev", "eth0")
+    return Segments(relay, a, b)
