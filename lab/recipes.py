@@ -10,7 +10,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 RECIPES: Final = ROOT / "docs" / "recipes"
@@ -27,11 +27,30 @@ def commands(page: Path, verb: str) -> Iterator[list[str]]:
             yield arguments
 
 
-def rules(page: str) -> list[list[str]]:
-    """The `add` commands of a recipe."""
-    return list(commands(RECIPES / f"{page}.md", "add"))
+class Addition(NamedTuple):
+    """What `mcrelay add` is given."""
+
+    input: str
+    outputs: list[str]
+    name: str | None
 
 
-def removals(page: str) -> list[list[str]]:
-    """The `remove` commands of a recipe."""
-    return list(commands(RECIPES / f"{page}.md", "remove"))
+def addition(arguments: list[str]) -> Addition:
+    """Of `add INPUT OUTPUT... [--name NAME]`."""
+    words = arguments[1:]
+    name = None
+    if "--name" in words:
+        place = words.index("--name")
+        name = words[place + 1]
+        del words[place : place + 2]
+    return Addition(words[0], words[1:], name)
+
+
+def rules(page: str) -> list[Addition]:
+    """What a recipe adds."""
+    return [addition(arguments) for arguments in commands(RECIPES / f"{page}.md", "add")]
+
+
+def removals(page: str) -> list[str]:
+    """The names of the rules that a recipe removes."""
+    return [name for _, name in commands(RECIPES / f"{page}.md", "remove")]

@@ -213,7 +213,7 @@ static bool is_duplicate(const struct datagram *d, const uint8_t *payload, const
 
     return all(&d->filled, from, to) && bit(&d->begins, from) && !any(&d->begins, from + 1, to) &&
            (to == UNITS || !bit(&d->filled, to) || bit(&d->begins, to)) &&
-           (f->more ? d->end != end_of(f) : d->end == end_of(f)) && !memcmp(payload + f->offset, f->piece, f->length);
+           (f->more ? !d->end || end_of(f) < d->end : end_of(f) == d->end) && !memcmp(payload + f->offset, f->piece, f->length);
 }
 
 /* It cannot be of the same packet as those that are there. */
@@ -244,6 +244,14 @@ static void insert(struct datagram *d, uint8_t *packet, const struct packet_frag
     }
 }
 
+static void require(bool holds, const char *what)
+{
+    if (holds)
+        return;
+    fprintf(stderr, "mcrelay: reassembly: %s\n", what);
+    abort();
+}
+
 /* Complete, unless it is too long with the headers that each fragment had. */
 static uint8_t complete(struct reassembly *r, unsigned place, uint32_t *lost)
 {
@@ -255,6 +263,7 @@ static uint8_t complete(struct reassembly *r, unsigned place, uint32_t *lost)
     }
     r->memory[place][4] = (uint8_t)(d->end >> 8);
     r->memory[place][5] = (uint8_t)d->end;
+    require(reassembly_has_room(r), "more packets are held than may be");
     r->state[place] = HELD;
     r->waiting--;
     r->held++;
@@ -300,10 +309,7 @@ uint8_t reassembly_add(struct reassembly *r, const struct packet_fragment *f, ui
 /* A packet that is sent after its release would be a stranger's. */
 static unsigned place_of(const struct reassembly *r, uint8_t handle)
 {
-    if (handle == 0 || handle > PLACES || r->state[handle - 1] != HELD) {
-        fprintf(stderr, "mcrelay: reassembled packet %u is not held\n", handle);
-        abort();
-    }
+    require(handle && handle <= PLACES && r->state[handle - 1] == HELD, "a packet is used that is not held");
     return handle - 1u;
 }
 

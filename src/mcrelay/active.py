@@ -175,7 +175,7 @@ class ActiveRules:
             await self._check(added, removed)
             async with AsyncExitStack() as undo:
                 undo.callback(self._clear_counters, added)  # of workers that had it for a moment; last of all
-                await self._links.provide([active.rule for active in added], undo)
+                await self._links.provide([a.rule for a in added], [a.rule for a in removed], undo)
                 workers = await self._distribute(added, removed, undo)
                 self._links.admit([a.rule for a in added], undo, lambda: self._inactive(added))
                 undo.pop_all()
@@ -307,14 +307,16 @@ class ActiveRules:
 
     async def _commit(self, added: list[Active], removed: list[Active]) -> list[Retired]:
         retired = []
+        replaced = {active.rule.id for active in added}  # these keep their positions
         async for active in in_turns(removed):
-            self._rules.remove(active.rule.id)
-            del self._active[active.rule.id]
             self._rule_counters.discard(active.record.counter)
             self._output_counters.difference_update(active.record.output_counters)
-            for owner in active.rule.owners(self._workers):
-                del self._of_worker[owner][active.rule.id]
             retired.append(self._links.release(active.rule))
+            if active.rule.id not in replaced:
+                self._rules.remove(active.rule.id)
+                del self._active[active.rule.id]
+                for owner in active.rule.owners(self._workers):
+                    del self._of_worker[owner][active.rule.id]
         async for active in in_turns(added):
             self._note(active)
             self._links.keep(active.rule)
@@ -322,7 +324,10 @@ class ActiveRules:
         return retired
 
     def _note(self, active: Active) -> None:
-        self._rules.add(active.rule)
+        if active.rule.id in self._rules:
+            self._rules.replace(active.rule)
+        else:
+            self._rules.add(active.rule)
         self._active[active.rule.id] = active
         self._rule_counters.add(active.record.counter)
         self._output_counters.update(active.record.output_counters)

@@ -9,6 +9,8 @@ socket, connects to nothing, and holds no privilege; forwarding goes on without 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 import mmap
 import os
@@ -88,6 +90,8 @@ log = logging.getLogger(__name__)
 
 SUPERVISOR_S: Final = 10.0  # for the answer to one request
 UPGRADE_S: Final = 30.0
+PAUSE_TRIES: Final = 20  # against others who change rules
+RECORDED_S: Final = 2.0  # for a change of somebody else's to be known here
 FINISH_S: Final = 0.5  # for requests that are under way at the end
 OUTPUTS_PER_REPLY: Final = 1500  # of rules listed, so that a reply fits a frame (about 300 bytes each)
 
@@ -152,11 +156,13 @@ class ControlPlane:
         if message.snapshot:
             self._table = FlowTable()
             self._in_snapshot = True
-        kept = {record.counter for record in message.added}
-        for rule_id in message.removed:
-            self._table.take(rule_id, kept)
-        for record in message.added:
-            self._table.put(record)
+        # One that is another by now, in its own place: what pausing an output does.
+        is_one = len(message.added) == len(message.removed) == 1
+        if not (is_one and self._table.replace(message.added[0])):
+            for rule_id in message.removed:
+                self._table.take(rule_id)
+            for record in message.added:
+                self._table.put(record)
         if message.complete:
             if self._in_snapshot:
                 # What a former life of ours has given out is known now.
@@ -257,15 +263,26 @@ class ControlPlane:
         return Removed(id=message.id, rule=self._facts(rule), generation=applied.generation, workers=applied.workers)
 
     async def _pause(self, message: Pause) -> Paused:
-        """A rule in its own place, counted where it was."""
-        rule = self._table.rules.find(message.rule)
-        changed = rule.with_paused(message.output, paused=message.paused)
-        record = msgspec.structs.replace(self._table.records[rule.id], outputs=tuple(map(str, changed.outputs)))
-        applied = await self._ask(
-            lambda i: [ApplyRules(id=i, add=(record,), remove=(rule.id,), complete=True)], Applied
-        )
-        await self._wait_recorded(applied.generation)
-        return Paused(id=message.id, rule=self._facts(changed), generation=applied.generation, workers=applied.workers)
+        """A rule in its own place, counted where it was. If the rules change meanwhile, once more."""
+        for _ in range(PAUSE_TRIES):
+            generation = self._table.generation
+            rule = self._table.rules.find(message.rule)
+            changed = rule.with_paused(message.output, paused=message.paused)
+            record = msgspec.structs.replace(self._table.records[rule.id], outputs=tuple(map(str, changed.outputs)))
+            ask = functools.partial(ApplyRules, add=(record,), remove=(rule.id,), complete=True, expect=generation)
+            try:
+                applied = await self._ask(lambda i, ask=ask: [ask(id=i)], Applied)  # type: ignore[misc] # a default
+            except Error as error:
+                if error.code != "conflict":
+                    raise
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wait_recorded(generation + 1), RECORDED_S)
+                continue
+            await self._wait_recorded(applied.generation)
+            return Paused(
+                id=message.id, rule=self._facts(changed), generation=applied.generation, workers=applied.workers
+            )
+        raise Busy("many changes are under way", "try again")
 
     async def _change(self, message: Change) -> Changed:
         check_generation(message.expect, self._table.generation)

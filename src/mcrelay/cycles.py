@@ -12,7 +12,6 @@ Pure: which interfaces hear each other is told by whoever knows. Takes time in p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Final
 
 from mcrelay.errors import RuleError
@@ -28,14 +27,14 @@ Feed = tuple[Rule, Output, Rule, bool]  # who feeds, by what, whom, and whether 
 def check_no_cycle(added: Iterable[Rule], find: Find, heard: Heard) -> None:
     """RuleError with the cycle spelled out if one of these rules is part of one. `find` knows them, too."""
     component: dict[str, int] = {}  # by rule id: rules that feed each other have the same
-    reached: dict[str, Rule] = {}
+    reached: dict[str, Rule] = {}  # those that feed any
     culprits: dict[int, Rule] = {}  # an added rule for each component that has one
     for rule in added:
         if rule.id not in component:
             _find_components(rule, component, reached, find, heard)
         culprits.setdefault(component[rule.id], rule)
     # The added ones first, as people would tell it.
-    for rule in {rule.id: rule for rule in [*culprits.values(), *reached.values()]}.values():
+    for rule in {rule.id: rule for rule in [*culprits.values(), *reached.values()] if rule.id in reached}.values():
         for feed in _feeds(rule, find, heard):
             _rule, _output, fed, counts = feed
             if counts and component[fed.id] == component[rule.id] and (culprit := culprits.get(component[rule.id])):
@@ -49,8 +48,7 @@ def _feeds(rule: Rule, find: Find, heard: Heard) -> Iterator[Feed]:
     for output in rule.outputs:
         target = rule.target(output)
         ends = tuple(heard.get(output.interface, ()))
-        same = rule.target(replace(output, address=None, port=None, prefix=None))
-        changed = (target.address, target.port) != (same.address, same.port)
+        changed = not rule.keeps_destination(output)
         if output.interface not in ends:
             for fed in find(target):
                 yield rule, output, fed, changed
@@ -70,18 +68,17 @@ def _find_components(
     stack = [(start, _feeds(start, find, heard))]
     first = len(component)
     order[start.id] = lowest[start.id] = first
-    reached[start.id] = start
     path.append(start.id)
     while stack:
         rule, feeds = stack[-1]
         for _rule, _output, fed, _counts in feeds:
+            reached[rule.id] = rule
             if fed.id in component:
                 continue
             if fed.id in order:
                 lowest[rule.id] = min(lowest[rule.id], order[fed.id])
                 continue
             order[fed.id] = lowest[fed.id] = first + len(order)
-            reached[fed.id] = fed
             path.append(fed.id)
             stack.append((fed, _feeds(fed, find, heard)))
             break

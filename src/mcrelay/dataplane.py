@@ -45,6 +45,7 @@ from mcrelay.messages import (
     RemoveRule,
     RuleRecord,
     SetOwnAddresses,
+    SetPatternInterfaces,
     Shutdown,
     Start,
     SyncRules,
@@ -147,7 +148,7 @@ class DataPlane:
         self._noticed: dict[tuple[str, str], int] = {}  # interface name and counter -> how much of it was logged
         self._workers = start.workers
         self._names: dict[int, str] = {}  # of interfaces, by slot
-        self._open: dict[str, int] = {}  # slots of those that packets come in by
+        self._for_patterns: dict[str, int] = {}  # slots of those that rules with a pattern are for
         self._looped = 0  # packets dropped for loops, when somebody last looked why
         self._suspended_until_ns: dict[str, int] = {}  # rules whose suspension was logged
         self._loop = asyncio.get_running_loop()
@@ -258,6 +259,10 @@ class DataPlane:
                 self._sync(message)
             case SetOwnAddresses():
                 self._set_own_addresses(message)
+            case SetPatternInterfaces():
+                self._change(
+                    message.ticket, lambda rules: self._follow(rules, message.slots), for_patterns=message.slots
+                )
             case Probe():
                 self._execute(message.ticket, self._engine.probe, lambda error: None)
             case Shutdown():
@@ -270,7 +275,9 @@ class DataPlane:
             log.error("cannot acknowledge: %s", failure)
             self._life.end(EXIT_CODES["internal"])
 
-    def _change(self, ticket: int, edit: Callable[[dict[str, Known]], object]) -> None:
+    def _change(
+        self, ticket: int, edit: Callable[[dict[str, Known]], object], for_patterns: dict[str, int] | None = None
+    ) -> None:
         """Edit a copy of the rules and have the engine forward by it; if it cannot, nothing has changed."""
         rules = dict(self._rules)
         try:
@@ -280,6 +287,8 @@ class DataPlane:
             self._acknowledge(ticket, f"{type(error).__name__}: {error}")
             return
         self._rules = rules
+        if for_patterns is not None:
+            self._for_patterns = for_patterns
         self._answers[answer] = functools.partial(self._answered, ticket)
 
     def _answered(self, ticket: int, error: int) -> None:
@@ -310,9 +319,25 @@ class DataPlane:
     def _put(self, rules: dict[str, Known], record: RuleRecord, slots: dict[str, int]) -> None:
         rule = parse_rule(record.input, record.outputs, record.name)
         entries = compile_rule(
-            rule, slots, record.counter, record.output_counters, workers=self._workers, open=self._open
+            rule, slots, record.counter, record.output_counters, workers=self._workers, open=self._for_patterns
         )
         rules[rule.id] = Known(rule, record, slots, entries)
+
+    def _follow(self, rules: dict[str, Known], slots: dict[str, int]) -> None:
+        """Have the patterns of these rules be for the interfaces with these slots. Only what that adds is compiled:
+        there may be hundreds of rules for dozens of interfaces, which come one by one."""
+        before = self._for_patterns
+        gone = {slot for name, slot in before.items() if slots.get(name) != slot}
+        new = {name: slot for name, slot in slots.items() if before.get(name) != slot}
+        for rule_id, known in rules.items():
+            if not known.rule.input.is_pattern:
+                continue
+            kept = tuple(entry for entry in known.entries if entry.ingress not in gone) if gone else known.entries
+            record = known.record
+            added = compile_rule(
+                known.rule, known.slots, record.counter, record.output_counters, workers=self._workers, open=new
+            )
+            rules[rule_id] = known._replace(entries=kept + added)
 
     def _attach(self, message: AttachInterface, fd: int = -1) -> None:
         """A plain interface has no socket."""
@@ -335,7 +360,6 @@ class DataPlane:
         self._execute(message.ticket, attach, done)
 
     def _attach_ingress(self, message: AttachInterface, fd: int) -> Callable[[], int]:
-        self._open_for_patterns(message)
         if message.plain:
             return functools.partial(self._engine.attach_datagrams, message.slot, loopback=message.loopback)
         ring = message.ring
@@ -352,20 +376,6 @@ class DataPlane:
         link = Link.unpack(bytes.fromhex(message.link)) if message.link else Link()
         way = WAYS[message.direction]
         return functools.partial(self._engine.attach_egress, message.slot, way, fd, message.mtu, link)
-
-    def _open_for_patterns(self, message: AttachInterface) -> None:
-        """Have rules whose pattern the interface matches forward what comes in by it, before it comes. A name that had
-        the slot before has it no more. OSError if the engine does not take that."""
-        before = self._open
-        others = {name: slot for name, slot in before.items() if slot != message.slot}
-        self._open = {**others, message.name: message.slot}
-        patterns = [known for known in self._rules.values() if known.rule.input.is_pattern]
-        if self._open == before or not patterns:
-            return
-        for known in patterns:
-            self._put(self._rules, known.record, known.slots)
-        answer = self._engine.set_rules(distinct((known.rule, known.entries) for known in self._rules.values()))
-        self._answers[answer] = lambda error: None
 
     def _attach_port(self, message: AttachPort, fd: int) -> None:
         def done(error: int) -> None:

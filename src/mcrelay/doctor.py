@@ -92,6 +92,10 @@ def _privileges(patient: Patient) -> Iterator[Finding]:
     if held is None:
         yield Finding("privileges", "unknown", "what the supervisor may do is not known", command("mcrelay", "workers"))
         return
+    if patient.daemon.is_rootless:
+        fact = "the daemon is rootless: its ordinary sockets get only what this host's kernel accepts"
+        yield Finding("privileges", "note", fact, "sudo mcrelay run  # for the rest")
+        return
     missing = [name for bit, name in CAPABILITIES.items() if not held >> bit & 1]
     if missing:
         yield Finding("privileges", "bad", f"the supervisor lacks {' and '.join(missing)}", "sudo mcrelay run")
@@ -295,10 +299,13 @@ def _links(patient: Patient) -> Iterator[Finding]:
         filters = [host.sysctl(f"net.ipv4.conf.{name}.rp_filter") or 0 for name in ("all", link.name)]
         if max(filters):
             sysctl = f"net.ipv4.conf.{link.name.replace('.', '/')}.rp_filter"
-            fact = (
-                f"{sysctl} is {max(filters)}: the daemon relays sources without a route all the same, but other "
-                "programs here, and mcrelay receive, do not get them"
+            daemon = (
+                "the daemon, which is rootless, does not get packets of sources without a route"
+                if patient.daemon.is_rootless
+                else "the daemon relays sources without a route all the same, but other programs here, and mcrelay "
+                "receive, do not get them"
             )
+            fact = f"{sysctl} is {max(filters)}: {daemon}"
             yield Finding("rp_filter", "note", fact, f"sysctl -w net.ipv4.conf.all.rp_filter=0 {sysctl}=0")
         if host.sysctl(f"net.ipv4.conf.{link.name}.mc_forwarding"):
             fact = f"a multicast router of this host uses {link.name}, too: what both send on arrives twice"

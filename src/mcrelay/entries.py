@@ -144,7 +144,7 @@ def compile_rule(
     ingress = {given.interface: slots[given.interface]} if not given.is_pattern else dict(open or {})
     names = sorted(name for name in ingress if not given.is_pattern or given.is_on(name))
     legs = [
-        _leg(rule, output, slots[output.interface], output_counter, len(rule.owners(workers)))
+        _leg(rule, output, slots[output.interface], output_counter, workers)
         for output, output_counter in zip(rule.outputs, output_counters, strict=True)
     ]
     return tuple(
@@ -187,8 +187,44 @@ def _split(leg: Leg, ingress: int) -> Leg:
     return replace(leg, flags=leg.flags | LegFlag.SPLIT_HORIZON)
 
 
-def _leg(rule: Rule, output: Output, egress: int, counter: int, owners: int) -> Leg:
+def _leg(rule: Rule, output: Output, egress: int, counter: int, workers: int) -> Leg:
     address = rule.address_of(output)
+    way = rule.way(output)
+    prefix = 0 if output.address is None else _prefix(address, output.prefix)
+    if _is_plain(output):  # most of thousands
+        ttl = output.ttl if isinstance(output.ttl, int) else 0
+        return Leg(mapped(address), output.port or 0, egress, ttl, counter, way, prefix)
+    rate = output.rate
+    return Leg(
+        address=mapped(address),
+        port=output.port or 0,
+        egress=egress,
+        ttl=output.ttl if isinstance(output.ttl, int) else 0,
+        counter=counter,
+        way=way,
+        prefix=prefix,
+        flags=_flags(output),
+        dscp=output.dscp or 0,
+        source=ANY if output.source is None or output.source == "keep" else mapped(output.source),
+        source_port=output.source_port if isinstance(output.source_port, int) else 0,
+        rate=-(-rate.number // len(rule.owners(workers))) if rate else 0,
+        rate_unit=RateUnit.NONE if not rate else RateUnit.BITS if rate.unit == "bit" else RateUnit.PACKETS,
+    )
+
+
+def _is_plain(output: Output) -> bool:
+    """It says nothing but where to, and perhaps a TTL that is a number."""
+    return (
+        output.ttl != "keep"
+        and output.dscp is None
+        and output.source is None
+        and output.source_port is None
+        and output.rate is None
+        and not output.paused
+    )
+
+
+def _flags(output: Output) -> LegFlag:
     flags = LegFlag(0)
     for flag, is_set in (
         (LegFlag.KEEP_TTL, output.ttl == "keep"),
@@ -199,26 +235,7 @@ def _leg(rule: Rule, output: Output, egress: int, counter: int, owners: int) -> 
     ):
         if is_set:
             flags |= flag
-    prefix = 0 if output.address is None else _prefix(address, output.prefix)
-    return Leg(
-        address=mapped(address),
-        port=output.port or 0,
-        egress=egress,
-        ttl=output.ttl if isinstance(output.ttl, int) else 0,
-        counter=counter,
-        way=rule.way(output),
-        prefix=prefix,
-        flags=flags,
-        dscp=output.dscp or 0,
-        source=ANY if output.source is None or output.source == "keep" else mapped(output.source),
-        source_port=output.source_port if isinstance(output.source_port, int) else 0,
-        rate=-(-output.rate.number // owners) if output.rate else 0,
-        rate_unit=RateUnit.NONE
-        if not output.rate
-        else RateUnit.BITS
-        if output.rate.unit == "bit"
-        else RateUnit.PACKETS,
-    )
+    return flags
 
 
 def _keeps_source_port(output: Output) -> bool:

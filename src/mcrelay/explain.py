@@ -103,6 +103,8 @@ def _filter(case: Case) -> Iterator[Finding]:
     capabilities = case.daemon.capabilities
     if capabilities is None:
         yield Finding("filter", "unknown", "what the daemon may do is not known")
+    elif case.daemon.is_rootless:
+        yield from _ordinary_sockets(case)
     elif capabilities >> BPF_BIT & 1 or capabilities >> SYS_ADMIN_BIT & 1:
         moved = _taken_up(case)
         came = sum(flow.packets for flow in case.wanted().values())
@@ -115,6 +117,19 @@ def _filter(case: Case) -> Iterator[Finding]:
     else:
         fact = "the daemon has no CAP_BPF: its workers look at each packet of the interface, wanted or not"
         yield Finding("filter", "note", fact, "sudo mcrelay run")
+
+
+def _ordinary_sockets(case: Case) -> Iterator[Finding]:
+    """In front of a rootless daemon's sockets is all that is in front of any program's."""
+    came = sum(flow.packets for flow in case.wanted().values())
+    if came and _taken_up(case) == 0:
+        fact = f"{came:,} packets came, and the kernel gave none to the rootless daemon: it has no route back to their "
+        fact += "source (rp_filter), or a firewall drops them"
+        settings = (f"net.ipv4.conf.{name.replace('.', '/')}.rp_filter=0" for name in ("all", *case.ingress()))
+        yield Finding("sockets", "bad", fact, command("sysctl", "-w", *settings))
+    else:
+        fact = "the daemon is rootless: its ordinary sockets get only what this host's kernel accepts"
+        yield Finding("sockets", "note", fact, "sudo mcrelay run  # for the rest")
 
 
 def _taken_up(case: Case) -> int | None:

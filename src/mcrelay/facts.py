@@ -182,6 +182,11 @@ class Daemon:
                 return int(process.capabilities, 16)
         return None
 
+    @property
+    def is_rootless(self) -> bool:
+        """Packets come in by ordinary sockets: without any privilege a daemon has no others, and keeps none."""
+        return self.capabilities == 0
+
 
 def grew(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
     """By how much, those that did."""

@@ -6,17 +6,21 @@ only by what the supervisor has recorded. Knows nothing of clients or channels.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from mcrelay.api import RuleFacts
 from mcrelay.errors import Busy
 from mcrelay.limits import OUTPUTS_MAX, RULES_MAX
 from mcrelay.messages import InterfaceRecord, RuleRecord
-from mcrelay.rules import Rule, RuleSet
+from mcrelay.rules import GROUPS_JOINED_MAX, Output, Rule, RuleSet
 from mcrelay.ruletext import parse_rule
 from mcrelay.ways import Direction
+
+NOT_JOINED: Final = (
+    f"no group is joined: more than {GROUPS_JOINED_MAX} would be a burden to the network; the rule takes what arrives"
+)
 
 
 class FreeNumbers:
@@ -25,19 +29,28 @@ class FreeNumbers:
     def __init__(self, limit: int, used: set[int]) -> None:
         self._fresh = max(used, default=-1) + 1
         self._limit = limit
-        self._returned = deque(n for n in range(self._fresh) if n not in used)
+        self._returned = {n: None for n in range(self._fresh) if n not in used}  # the first one goes first
 
     def __len__(self) -> int:
         return len(self._returned) + self._limit - self._fresh
 
     def take(self) -> int:
         if self._returned:
-            return self._returned.popleft()
+            number = next(iter(self._returned))
+            del self._returned[number]
+            return number
         self._fresh += 1
         return self._fresh - 1
 
+    def claim(self, number: int) -> None:
+        """This one is in use, whoever took it."""
+        self._returned.pop(number, None)
+        if number >= self._fresh:
+            self._returned.update(dict.fromkeys(range(self._fresh, number)))
+            self._fresh = number + 1
+
     def give_back(self, number: int) -> None:
-        self._returned.append(number)
+        self._returned[number] = None
 
 
 @dataclass
@@ -79,28 +92,41 @@ class FlowTable:
         rule = parse_rule(record.input, record.outputs, record.name)
         self.rules.add(rule)
         self.records[rule.id] = record
+        self._rule_counters.claim(record.counter)
+        for counter in record.output_counters:
+            self._output_counters.claim(counter)
 
-    def take(self, rule_id: str, kept: Container[int] = ()) -> None:
-        """`kept`: rule counters that a record in its place goes on with."""
+    def replace(self, record: RuleRecord) -> bool:
+        """Put a rule in the place of the one with its input, if that is counted in the same place. False if not."""
+        rule = parse_rule(record.input, record.outputs, record.name)
+        before = self.records.get(rule.id)
+        if before is None or (before.counter, before.output_counters) != (record.counter, record.output_counters):
+            return False
+        self.rules.replace(rule)
+        self.records[rule.id] = record
+        return True
+
+    def take(self, rule_id: str) -> None:
         self.rules.remove(rule_id)
-        record = self.records.pop(rule_id)
-        if record.counter not in kept:
-            self.free(record)
+        self.free(self.records.pop(rule_id))
 
     def facts(self, rule: Rule) -> RuleFacts:
         """The rule, and whether it works."""
         wrong = self._ingress_problems(rule)
-        wrong_outputs = [self._problem(output.interface, rule.way(output).direction) for output in rule.outputs]
+        wrong_outputs = [self._output_problem(rule, output) for output in rule.outputs]
         is_pending = all(wrong) or all(wrong_outputs)
         is_partial = any(wrong) or any(wrong_outputs)
         unjoined = self._unjoined(rule)
+        notes = [NOT_JOINED] if rule.input.is_too_wide else []
         return RuleFacts(
             id=rule.id,
             name=rule.name,
             input=str(rule.input),
             outputs=tuple(map(str, rule.outputs)),
             state="pending" if is_pending else "partial" if is_partial or unjoined else "active",
-            problems=tuple(dict.fromkeys(problem for problem in [*wrong, *wrong_outputs, *unjoined] if problem)),
+            problems=tuple(
+                dict.fromkeys(problem for problem in [*wrong, *wrong_outputs, *unjoined, *notes] if problem)
+            ),
         )
 
     def _ingress_problems(self, rule: Rule) -> list[str | None]:
@@ -113,6 +139,17 @@ class FlowTable:
         if not names:
             return [f"there is no interface that {rule.input.interface!r} matches"]
         return [self._problem(name, "ingress") for name in names]
+
+    def _output_problem(self, rule: Rule, output: Output) -> str | None:
+        direction = rule.way(output).direction
+        record = self.interfaces.get(output.interface)
+        version = rule.address_of(output).version
+        problem = record.problems.get(direction) if record else None
+        # Others have a way for each version; here we write the address ourselves.
+        writes_address = direction in ("frame", "raw4", "raw6") and output.source is None
+        if record and not problem and writes_address and version not in record.versions:
+            return f"interface {record.name!r} has no IPv{version} address to send from"
+        return problem
 
     def _problem(self, interface: str, direction: Direction) -> str | None:
         record = self.interfaces.get(interface)

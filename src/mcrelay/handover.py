@@ -30,6 +30,7 @@ from mcrelay.frames import Malformed
 from mcrelay.messages import (
     Failed,
     Inherit,
+    InheritAbsorber,
     InheritInterface,
     InheritMemberships,
     InheritPort,
@@ -59,6 +60,7 @@ class Heritage:
     interfaces: list[tuple[InheritInterface, list[int]]] = field(default_factory=list)
     memberships: list[tuple[InheritMemberships, int]] = field(default_factory=list)
     ports: list[tuple[InheritPort, int]] = field(default_factory=list)  # of rootless mode
+    absorbers: list[tuple[InheritAbsorber, int]] = field(default_factory=list)
     rules: list[RuleRecord] = field(default_factory=list)
 
     def check_fit(self, workers: int, *, rootless: bool) -> None:
@@ -82,6 +84,8 @@ class Heritage:
                 self.memberships.append((message, descriptors[0]))
             case InheritPort():
                 self.ports.append((message, descriptors[0]))
+            case InheritAbsorber():
+                self.absorbers.append((message, descriptors[0]))
             case InheritRules():
                 self.rules.extend(message.rules)
                 return message.complete

@@ -3,7 +3,7 @@
 Owns the attachments and keeps them right while interfaces come and go: a rule may name one that does not exist; when it
 appears, is deleted and made again, renamed, or changes its MTU or address, what is open there is closed or opened anew,
 groups are joined again, and the rules in the workers stay as they are. Where a rule names a pattern, the interfaces
-that it stands for are followed; workers know them by what they are given. Why a direction that rules use does not work
+that it stands for are followed (patterns.py). Why a direction that rules use does not work
 is kept as its problem, for people to read, and so is each group that cannot be joined.
 
 Everything here happens in a turn of `changing`, so that a change of rules never sees half of it. Knows workers only as
@@ -25,7 +25,7 @@ from mcrelay.children import Child
 from mcrelay.counters import Page
 from mcrelay.errors import Busy, Error, SystemRefusal
 from mcrelay.handover import Heritage
-from mcrelay.limits import ADDRESSES_MAX, RingGeometry, ring_geometry
+from mcrelay.limits import RingGeometry, ring_geometry
 from mcrelay.messages import (
     UNJOINED_MAX,
     AttachInterface,
@@ -33,10 +33,11 @@ from mcrelay.messages import (
     InterfaceRecord,
     Message,
     Ring,
-    SetOwnAddresses,
 )
 from mcrelay.net.attachments import Attachment, Attachments, Need, egress_needs, lacks_address, problem
 from mcrelay.net.interfaces import Interface, Interfaces
+from mcrelay.own import OwnAddresses
+from mcrelay.patterns import PatternLinks
 from mcrelay.ports import PortLinks
 from mcrelay.rules import Membership, Rule
 from mcrelay.turns import in_turns
@@ -48,7 +49,7 @@ ETHERNET_MTU: Final = 1500
 LINGER_S: Final = 5.0  # how long an interface that no rule uses any more is kept
 PROBLEM_MAX: Final = 256  # characters, messages.Text
 AGAIN_S: Final = 1.0  # after an interface that is there could not be opened
-JOIN_AGAIN_S: Final = 10.0  # after a group could not be joined: somebody may have raised a limit
+LOOK_AGAIN_S: Final = 10.0  # after a group could not be joined or a port taken: somebody may have made room
 WRITTEN: Final[tuple[Direction, ...]] = ("frame", "raw4", "raw6")  # ways out for which we write headers
 
 
@@ -77,27 +78,29 @@ class Links:
     ) -> None:
         self._data = data
         self._pages = pages
-        self._join_again: asyncio.TimerHandle | None = None
+        self._look_timer: asyncio.TimerHandle | None = None
         self._changing = changing
         self._ingress = ingress
         self._ring_memory = ring_memory
         self._on_change = on_change
         self._attachments = Attachments(len(data), rootless=rootless)
         self._ports = PortLinks(self._attachments, self._ready_workers)
+        self._patterns = PatternLinks(self._attachments, self._ready_workers)
         self._moved = asyncio.Event()  # something may have happened to an interface
         self._interfaces = Interfaces(self._moved.set)
+        self._own = OwnAddresses(self._interfaces, self._ready_workers)
         self._following: asyncio.Task[None] | None = None
         self._lingering: dict[Need, asyncio.TimerHandle] = {}  # open, and needed by no rule
         self._expiring: set[asyncio.Task[None]] = set()
         self._is_held = False
-        self._own: tuple[str, ...] = ()  # addresses of this host, as the workers know them
         self._told: tuple[InterfaceRecord, ...] = ()
         self._is_over = False
 
     async def open(self) -> None:
         """Before the workers are told anything: what they must know is known on return."""
         await self._interfaces.open()
-        self._own = self._own_addresses()
+        self._own.read()
+        self._attachments.refresh(self._interfaces.present())
         self._following = asyncio.create_task(self._follow())
 
     async def rest(self) -> None:
@@ -107,8 +110,8 @@ class Links:
             await asyncio.wait([self._following])
         for timer in self._lingering.values():
             timer.cancel()
-        if self._join_again:
-            self._join_again.cancel()
+        if self._look_timer:
+            self._look_timer.cancel()
         self._lingering.clear()
         if self._expiring:
             await asyncio.wait(self._expiring)
@@ -126,7 +129,7 @@ class Links:
 
     def records(self) -> tuple[InterfaceRecord, ...]:
         """All interfaces that rules name, and what is wrong with them."""
-        left = UNJOINED_MAX
+        left, present = UNJOINED_MAX, self._interfaces.present()
         records = []
         for attachment in self._attachments:
             unjoined = dict(islice(attachment.unjoined.items(), left))
@@ -135,6 +138,7 @@ class Links:
                 InterfaceRecord(
                     name=attachment.name,
                     slot=attachment.slot,
+                    versions=present[attachment.name].versions if attachment.name in present else (),
                     used=tuple(d for d in DIRECTIONS if self._is_needed(attachment, d)),
                     problems={d: text for d, text in attachment.problems.items() if self._is_needed(attachment, d)},
                     unjoined={membership.text: why[:PROBLEM_MAX] for membership, why in unjoined.items()},
@@ -176,10 +180,14 @@ class Links:
         self._attachments.adopt(heritage)
         known = {attachment.name for attachment in self._attachments}
         for rule in rules:
+            self._patterns.count(rule)
+        self._patterns.choose(known, self._claim)
+        for rule in rules:
             names = self._attachments.ingress_names(rule, known)
             for name in sorted(names | {name for name, _direction in egress_needs(rule)}):
                 self._attachments.claim(name)
             self._attachments.keep(rule, names)
+        self._patterns.adopt(self._patterns.names())
         self._attachments.admit(rules)
 
     async def hold(self) -> None:
@@ -214,18 +222,31 @@ class Links:
 
     # Changes of rules.
 
-    async def provide(self, rules: list[Rule], undo: AsyncExitStack) -> None:
-        """Open what these rules need, as far as it is there, and join their groups. RuleError if they name too many
-        interfaces, SystemRefusal if the kernel will not open what is there."""
-        self._ports.check(rules, self._own)
+    async def provide(self, rules: list[Rule], removed: list[Rule], undo: AsyncExitStack) -> None:
+        """Open what these rules, in the place of those, need, as far as it is there, and join their groups. RuleError
+        if they name or match too many interfaces, SystemRefusal if the kernel will not open what is there."""
+        self._ports.check(rules, self._own.texts)
         present = self._interfaces.present()
         if any(name not in present for name, _direction in self._wanted(rules, present)):
             present = await self._interfaces.refresh()  # one that was made this very moment
         wanted = self._wanted(rules, present)
+        matched = self._patterns.names().union(
+            *(self._attachments.ingress_names(rule, present) for rule in rules if rule.input.is_pattern)
+        )
+        self._patterns.check(matched, rules, removed)
         if any(name not in self._attachments for name, _direction in wanted) and self._attachments.is_full:
             names = {name for name, _direction in wanted}
             for need in [need for need in self._lingering if need[0] not in names]:
                 await self._detach(need)  # what lingers must not be in somebody's way
+        for need in wanted:
+            if self._is_open(need) and self._has_moved(self._attachments[need[0]], need[1], present.get(need[0])):
+                await self._detach(need)
+        for name, _direction in wanted:
+            if name not in self._attachments:
+                self._claim(name)
+                undo.callback(self._attachments.forget_unused, name)
+        undo.push_async_callback(self._tell_patterns)
+        await self._patterns.tell(matched)
         for need in wanted:
             await self._take_up(need, present.get(need[0]), undo)
         await self._ports.open(rules, present, undo)
@@ -248,23 +269,21 @@ class Links:
 
     def _see_to_unjoined(self) -> None:
         """Try again later what could not be joined."""
-        if self._join_again is None and any(attachment.unjoined for attachment in self._attachments):
-            self._join_again = asyncio.get_running_loop().call_later(JOIN_AGAIN_S, self._join_later)
+        if any(attachment.unjoined for attachment in self._attachments):
+            self._look_again()
 
-    def _join_later(self) -> None:
-        self._join_again = None
+    def _look_again(self) -> None:
+        """Settle in a while, even if no interface changes."""
+        if self._look_timer is None:
+            self._look_timer = asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look)
+
+    def _look(self) -> None:
+        self._look_timer = None
         self._moved.set()
 
     async def _take_up(self, need: Need, interface: Interface | None, undo: AsyncExitStack) -> None:
         """Have it open if its interface is there. What lingers does so no more: it is needed again."""
         name, direction = need
-        if self._is_open(need) and self._has_moved(self._attachments[name], direction, interface):
-            await self._detach(need)
-        if name not in self._attachments:
-            slot = self._attachments.claim(name).slot
-            undo.callback(self._attachments.forget_unused, name)
-            for page in self._pages:
-                page.clear_interface(slot)
         attachment = self._attachments[name]
         if timer := self._lingering.pop(need, None):
             timer.cancel()
@@ -278,6 +297,12 @@ class Links:
             if now == interface:
                 raise
             await self._bring_up(attachment, direction, now)  # it was going that very moment
+
+    def _claim(self, name: str) -> None:
+        """Make an entry for the interface, which has none. RuleError if there are too many."""
+        slot = self._attachments.claim(name).slot
+        for page in self._pages:
+            page.clear_interface(slot)
 
     def admit(self, rules: list[Rule], undo: AsyncExitStack, undone: Callable[[], Iterable[Rule]]) -> None:
         """The workers know these rules: let their packets come. `undone` has those that are to come no more if it is
@@ -300,10 +325,12 @@ class Links:
         present = self._interfaces.present()
         there = [attachment.name for attachment in self._attachments if attachment.name in present]
         self._attachments.keep(rule, self._attachments.ingress_names(rule, there))
+        self._patterns.count(rule)
 
     def release(self, rule: Rule) -> Retired:
         """It is no longer; retire() does what follows from that."""
         needs = self._attachments.needs(rule)
+        self._patterns.count(rule, -1)
         return Retired(needs, self._attachments.memberships(rule, self._attachments.release(rule)))
 
     async def retire(self, retired: list[Retired]) -> None:
@@ -317,7 +344,14 @@ class Links:
                     self._linger(need)
                 else:  # all that arrives there would go on to the workers
                     await self._detach(need)
+        if self._attachments.left_out:
+            self._moved.set()  # there may be room now
         await self._ports.close_unused()
+        self._absorb()
+
+    def _absorb(self) -> None:
+        if not self._attachments.absorb():
+            self._look_again()
 
     async def replenish(self) -> None:
         """Sockets for the next interface, most of which have this MTU."""
@@ -350,9 +384,9 @@ class Links:
     async def _settle(self) -> None:
         """Make what is open agree with the interfaces that there are."""
         present = self._interfaces.present()
-        await self._tell_addresses()
+        await self._own.tell()
         await self._follow_patterns(present)
-        self._attachments.absorb()
+        self._absorb()
         for attachment in self._attachments:
             for direction in DIRECTIONS:
                 try:
@@ -366,31 +400,36 @@ class Links:
 
     async def _follow_patterns(self, present: Mapping[str, Interface]) -> None:
         """Have each pattern stand for the interfaces that match it now, as many as there is room for."""
-        changed: list[Rule] = []
-        gone: list[Retired] = []
-        for rule, before in self._attachments.patterns():
-            now = self._attachments.ingress_names(rule, present)
-            room = [name for name in sorted(now) if name in self._attachments or self._claim_if_room(name)]
-            if set(room) == before:
-                continue
-            gone.append(self.release(rule))
-            self._attachments.keep(rule, room)
-            changed.append(rule)
+        chosen = self._patterns.choose(present, self._claim)
+        changed = [
+            rule for rule, was in self._attachments.patterns() if self._attachments.ingress_names(rule, chosen) != was
+        ]
+        if not await self._tell_patterns(chosen):
+            return
+        gone = [self.release(rule) for rule in changed]
+        for rule in changed:
+            self._attachments.keep(rule, self._attachments.ingress_names(rule, chosen))
+            self._patterns.count(rule)
+        for attachment in self._attachments:
+            self._attachments.forget_unused(attachment.name)  # chosen, but workers could not be told before it went
         if not changed:
             return
-        self._attachments.admit(changed)
-        await self.retire(gone)
+        try:
+            self._attachments.admit(changed)
+        finally:
+            await self.retire(gone)
         for attachment in self._attachments:
             if "ingress" in attachment.sockets:
                 await self._attachments.rejoin(attachment)
 
-    def _claim_if_room(self, name: str) -> bool:
-        if self._attachments.is_full:
-            log.warning("interface %s matches a pattern, but a daemon serves no more interfaces", name)
+    async def _tell_patterns(self, names: Iterable[str] | None = None) -> bool:
+        """Whether all workers know what patterns stand for; if not, that is tried again soon."""
+        try:
+            await self._patterns.tell(self._patterns.names() if names is None else names)
+        except Busy as error:
+            log.warning("%s", error)
+            self._again()
             return False
-        slot = self._attachments.claim(name).slot
-        for page in self._pages:
-            page.clear_interface(slot)
         return True
 
     async def _settle_one(self, attachment: Attachment, direction: Direction, interface: Interface | None) -> None:
@@ -404,24 +443,6 @@ class Links:
             await self._attachments.rejoin(attachment)
             self._see_to_unjoined()
 
-    async def _tell_addresses(self) -> None:
-        """Have the workers know this host's addresses, if those are others now."""
-        own = self._own_addresses()
-        if own == self._own:
-            return
-        self._own = own
-        for child in self._ready_workers():
-            try:
-                await self.introduce(child)
-            except Busy as error:
-                log.warning("%s", error)  # its next life will know
-
-    def _own_addresses(self) -> tuple[str, ...]:
-        own = sorted(self._interfaces.addresses())
-        if len(own) > ADDRESSES_MAX:
-            log.warning("this host has %d addresses: what comes back from some is not told apart", len(own))
-        return tuple(own[:ADDRESSES_MAX])
-
     def _log_changes(self, before: tuple[InterfaceRecord, ...]) -> None:
         """Log what came and went."""
         known = {(r.name, d): text for r in before for d, text in r.problems.items()}
@@ -429,7 +450,7 @@ class Links:
         for text in dict.fromkeys(text for need, text in now.items() if known.get(need) != text):
             log.warning("%s", text)
         for name in dict.fromkeys(name for name, _direction in known.keys() - now.keys()):
-            if not any(needed == name for needed, _direction in now):
+            if name in self._attachments and not any(needed == name for needed, _direction in now):
                 log.info("interface %s is there and in use", name)
         unjoined = {record.name: len(record.unjoined) for record in before}
         for attachment in self._attachments:
@@ -504,9 +525,9 @@ class Links:
     # Workers.
 
     async def introduce(self, child: Child) -> None:
-        """Tell a worker whose packets are our own. Before it gets packet sockets."""
-        ticket = child.ticket()
-        await child.command(ticket, (SetOwnAddresses(ticket=ticket, addresses=self._own), ()))
+        """Tell a worker whose packets are our own, and what patterns stand for. Before it gets rules."""
+        await self._own.introduce(child)
+        await self._patterns.introduce(child)
 
     async def attach_ways_out(self, child: Child) -> None:
         """Give a worker's new life all that is open for sending."""
@@ -562,6 +583,8 @@ class Links:
         async with self._changing:
             if need in self._lingering:
                 await self._detach(need)
+                if self._attachments.left_out:
+                    self._moved.set()  # there may be room now
 
     async def _detach(self, need: Need) -> None:
         """Take an interface's direction out of use everywhere, then close it, if it is open."""

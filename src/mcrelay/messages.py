@@ -75,6 +75,7 @@ class InterfaceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Text
     slot: Slot
     used: tuple[Direction, ...]
+    versions: tuple[Literal[4, 6], ...]  # of IP, of which it has an address to send from
     problems: dict[Direction, Text]
     unjoined: Annotated[dict[Text, Text], msgspec.Meta(max_length=UNJOINED_MAX)]
 
@@ -294,6 +295,14 @@ class SetOwnAddresses(Message, frozen=True):
     addresses: Annotated[tuple[AddressText, ...], msgspec.Meta(max_length=ADDRESSES_MAX)]
 
 
+class SetPatternInterfaces(Message, frozen=True):
+    """Rules with a pattern are for these interfaces, as far as it matches their names, and for no others. Said before
+    they are attached, so that rules know them before the first frame comes in."""
+
+    ticket: Id
+    slots: Annotated[dict[Text, Slot], msgspec.Meta(max_length=INTERFACES_MAX)]
+
+
 class Probe(Message, frozen=True):
     """Show that you work: a data plane acknowledges it by way of its engine."""
 
@@ -369,6 +378,18 @@ class InheritMemberships(Message, frozen=True):
     """A socket that is a member of these groups."""
 
     memberships: tuple[Member, ...]
+
+    def descriptors(self) -> int:
+        return 1
+
+
+class InheritAbsorber(Message, frozen=True):
+    """A socket by which this host takes what comes to a unicast input. `port` 0 is ESP; `interface` is given for an
+    address of link-local scope."""
+
+    address: AddressText
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)]
+    interface: Text
 
     def descriptors(self) -> int:
         return 1

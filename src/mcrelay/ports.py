@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 
 from mcrelay.children import Child
+from mcrelay.errors import SystemRefusal
 from mcrelay.messages import AttachPort, DetachPort
 from mcrelay.net.attachments import Attachment, Attachments
 from mcrelay.net.plain import Number, first_unprivileged_port, number_of
@@ -47,9 +48,15 @@ class PortLinks:
                     await self._open(self._attachments[name], number_of(rule))
 
     async def settle(self, attachment: Attachment) -> None:
-        """Have those open that active rules need there. As open()."""
+        """Have those open that active rules need there, as many as can be; then as open()."""
+        refusal: SystemRefusal | None = None
         for number in self._ports.wanted(attachment.name) if self._ports else ():
-            await self._open(attachment, number)
+            try:
+                await self._open(attachment, number)
+            except SystemRefusal as error:
+                refusal = error
+        if refusal:
+            raise refusal
 
     async def _open(self, attachment: Attachment, number: Number) -> None:
         assert self._ports

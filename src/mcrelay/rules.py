@@ -50,6 +50,11 @@ def bits(address: Address) -> int:
     return 32 if address.version == 4 else 128
 
 
+def is_group(address: Address) -> bool:
+    """Whether it is a multicast address; what ipaddress says, too, ten times slower."""
+    return int(address) >> 28 == 0xE if address.version == 4 else int(address) >> 120 == 0xFF
+
+
 def masked(address: Address, prefix: int) -> int:
     """The address as a number, without what is behind the prefix."""
     behind = bits(address) - prefix
@@ -96,13 +101,18 @@ class Input:
             return interface.startswith(self.interface[:-1])
         return self.interface == interface
 
+    @property
+    def is_too_wide(self) -> bool:
+        """A prefix of more groups than are joined."""
+        return self.prefix is not None and 1 << bits(self.address) - self.prefix > GROUPS_JOINED_MAX
+
     def memberships(self, interface: str) -> Iterator[Membership]:
         """What has to be joined on an interface: nothing for unicast, nor for a prefix of too many groups."""
-        if not self.address.is_multicast:
+        if not is_group(self.address):
             return
         if self.prefix is None:
             yield Membership(interface, self.address, self.source)
-        elif 1 << bits(self.address) - self.prefix <= GROUPS_JOINED_MAX:
+        elif not self.is_too_wide:
             for number in range(1 << bits(self.address) - self.prefix):
                 yield Membership(interface, self.address + number, self.source)
 
@@ -210,7 +220,7 @@ class Rule:
         address = self.address_of(output)
         version = address.version
         if output.protocol == "esp" or output.source == "keep" or output.source_port is not None:
-            if address.is_multicast or address == BROADCAST:
+            if is_group(address) or address == BROADCAST:
                 return Way.FRAME
             return Way.RAW4 if version == 4 else Way.RAW6
         if output.loop:
@@ -231,6 +241,12 @@ class Rule:
             replace(output, paused=paused) if n in chosen else output for n, output in enumerate(self.outputs)
         )
         return replace(self, outputs=outputs)
+
+    def keeps_destination(self, output: Output) -> bool:
+        """Its copies go to where the packets went, address and port."""
+        given = self.input
+        same_address = output.address is None or (output.address, output.prefix) == (given.address, given.prefix)
+        return same_address and output.port in (None, given.port)
 
     def target(self, output: Output) -> Target:
         address = self.address_of(output)
@@ -306,6 +322,18 @@ class RuleSet:
             self._wide[rule.id] = rule
         if rule.name is not None:
             self._by_name[rule.name] = rule
+
+    def replace(self, rule: Rule) -> None:
+        """Put a rule in the place of the one with its input, which keeps its position. KeyError if there is none."""
+        before = self._by_id[rule.id]
+        self.check_addable(rule, unless=RuleSet.of([before]))
+        if before.name is not None:
+            del self._by_name[before.name]
+        if rule.name is not None:
+            self._by_name[rule.name] = rule
+        self._by_id[rule.id] = rule
+        index = self._wide if not rule.input.is_exact else self._by_destination[rule.input.address, rule.input.port]
+        index[rule.id] = rule
 
     def remove(self, rule_id: str) -> Rule:
         rule = self._by_id.pop(rule_id)

@@ -13,7 +13,20 @@ from typing import Final, Literal, NoReturn
 
 from mcrelay.errors import RuleError
 from mcrelay.limits import RULE_OUTPUTS_MAX
-from mcrelay.rules import BROADCAST, RULE_ID, Address, Input, Output, Protocol, Rate, Rule, bits, masked, shown
+from mcrelay.rules import (
+    BROADCAST,
+    RULE_ID,
+    Address,
+    Input,
+    Output,
+    Protocol,
+    Rate,
+    Rule,
+    bits,
+    is_group,
+    masked,
+    shown,
+)
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # A kernel interface name (dev_valid_name: at most 15 bytes, no white space, no '/' or ':'), less the characters that
@@ -108,13 +121,13 @@ def parse_input(text: str) -> Input:
 
 def _check_destination(address: Address, prefix: int | None, port: int | None, protocol: str, what: str) -> None:
     """What a rule can take."""
-    if address.is_unspecified or (address.version == 4 and address.packed[0] == THIS_NETWORK):
+    if not int(address) or (address.version == 4 and address.packed[0] == THIS_NETWORK):
         raise RuleError(f"{what}: nothing is sent to {address}", "name a group, or a unicast address of this host")
-    if address.version == 6 and address.is_multicast:
+    if address.version == 6 and is_group(address):
         _check_scope(address, what)
     if prefix is not None:
         shortest = 4 if address.version == 4 else 8
-        if not address.is_multicast or prefix < shortest:
+        if not is_group(address) or prefix < shortest:
             raise RuleError(
                 f"{what}: a prefix is one of multicast groups", "use a part of 224.0.0.0/4 or ff00::/8, or one address"
             )
@@ -123,14 +136,14 @@ def _check_destination(address: Address, prefix: int | None, port: int | None, p
             raise RuleError(f"{what}: {address}/{prefix} has bits behind the prefix", f"write {right}/{prefix}")
         if prefix == bits(address):
             raise RuleError(f"{what}: /{prefix} is one address", f"leave out '/{prefix}'")
-    if protocol == "udp" and port is None and not address.is_multicast and address != BROADCAST:
+    if protocol == "udp" and port is None and not is_group(address) and address != BROADCAST:
         raise RuleError(f"{what}: any port of a unicast address", "name the port: only that is kept from being refused")
 
 
 def _check_source(source: Address, group: Address, what: str) -> None:
     if source.version != group.version:
         raise RuleError(f"{what}: {source} cannot send to {group}", "use addresses of one IP version")
-    if source.is_multicast or source.is_unspecified or source == BROADCAST:
+    if is_group(source) or not int(source) or source == BROADCAST:
         raise RuleError(f"{what}: {source} is nobody's address", "name a host's unicast address before '@'")
 
 
@@ -180,15 +193,15 @@ def parse_output(text: str) -> Output:
 
 def _check_sendable(address: Address, prefix: int | None, what: str) -> None:
     first = address.packed[0] if address.version == 4 else None
-    if address.is_unspecified or first == THIS_NETWORK:
+    if not int(address) or first == THIS_NETWORK:
         raise RuleError(f"{what}: cannot send to {address}", "use a group or a host's unicast address")
     if first == LOOPBACK or (address.version == 6 and address.is_loopback):
         raise RuleError(f"{what}: {address} never leaves this host", "use an address of the interface's network")
     if first is not None and first >= RESERVED_MIN and address != BROADCAST:
         raise RuleError(f"{what}: {address} is in 240.0.0.0/4, which nobody routes", "use a group or a host's address")
-    if address.version == 6 and address.is_multicast:
+    if address.version == 6 and is_group(address):
         _check_scope(address, what)
-    if prefix is not None and not address.is_multicast:
+    if prefix is not None and not is_group(address):
         raise RuleError(f"{what}: a prefix is one of multicast groups", "name one address, or a prefix of groups")
     if prefix is not None and int(address) != masked(address, prefix):
         right = type(address)(masked(address, prefix))
@@ -204,14 +217,14 @@ def _check_options(output: Output, what: str) -> None:
         )
     if output.protocol == "esp" and output.source_port is not None:
         raise RuleError(f"{what}: ESP has no ports", "leave out sport")
-    if output.loop and output.address is not None and not output.address.is_multicast:
+    if output.loop and output.address is not None and not is_group(output.address):
         raise RuleError(f"{what}: loop is for multicast", "leave out loop")
     if isinstance(output.source, IPv4Address | IPv6Address) and output.address is not None:
         _check_source(output.source, output.address, what)
         group = output.address
         if (
             isinstance(group, IPv6Address)
-            and group.is_multicast
+            and is_group(group)
             and output.source.is_link_local
             and group.packed[1] & 15 > 2
         ):
@@ -245,7 +258,7 @@ def _check_pair(given: Input, output: Output, what: str) -> None:
         )
     if isinstance(output.source, IPv4Address | IPv6Address) and output.address is None:
         _check_source(output.source, given.address, what)
-    if output.loop and output.address is None and not given.address.is_multicast:
+    if output.loop and output.address is None and not is_group(given.address):
         raise RuleError(f"{what}: loop is for multicast", "leave out loop")
 
 

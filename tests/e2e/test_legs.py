@@ -10,10 +10,12 @@ taken from what came, and then all bytes have to be equal, checksums included.
 
 from __future__ import annotations
 
+import random
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from ipaddress import ip_address
 from socket import (
     AF_INET,
     AF_INET6,
@@ -28,7 +30,7 @@ from socket import (
 from typing import Any, Final
 
 import pytest
-from scapy.layers.inet import IP, UDP
+from scapy.layers.inet import IP, UDP, fragment
 from scapy.layers.inet6 import (
     IPv6,
     IPv6ExtHdrDestOpt,
@@ -36,6 +38,7 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrHopByHop,
     IPv6ExtHdrRouting,
     PadN,
+    fragment6,
 )
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
@@ -47,6 +50,7 @@ from lab.namespaces import Lab, unsupported, wait_until
 from lab.topology import RelayLine, relay_line
 from mcrelay.rules import Rule
 from mcrelay.ruletext import parse_input
+from tests.engines.packets import reassembled
 
 SENDER, SENDER6 = "203.0.113.10", "2001:db8:a::10"
 OTHER, OTHER6 = "203.0.113.11", "2001:db8:a::11"
@@ -471,6 +475,85 @@ def _exact(expected: Packet, came: bytes) -> bytes:
 
 def _explain(data: bytes) -> str:
     return (IPv6 if data[:1] and data[0] >> 4 == 6 else IP)(data).summary() if data else "nothing"
+
+
+# --- datagrams in fragments ------------------------------------------------------------------------------------------
+
+
+def in_fragments(packet: Packet, identification: int) -> list[Packet]:
+    if packet.version == 4:
+        packet.id = identification
+        return list(fragment(packet, 1400))  # type: ignore[no-untyped-call]
+    cut = IPv6(bytes(packet))
+    header = IPv6ExtHdrFragment(id=identification)
+    whole = IPv6(src=cut.src, dst=cut.dst, hlim=cut.hlim) / header / cut.payload
+    return list(fragment6(whole, 1400))  # type: ignore[no-untyped-call]
+
+
+def _joined(capture: Capture) -> list[tuple[str, str, int, bytes]]:
+    """Source, destination, TTL and body of what came in fragments."""
+    parts: dict[tuple[bytes, bytes], list[bytes]] = {}
+    for frame in capture.matching(lambda frame: not frame.outgoing):
+        data = frame.data[14:]
+        if data[0] >> 4 == 6 and data[6] == 44:
+            parts.setdefault((data[8:40], data[44:48]), []).append(data)
+        elif data[0] >> 4 == 4 and int.from_bytes(data[6:8]) & 0x3FFF:
+            parts.setdefault((data[12:20], data[4:6]), []).append(data)
+    heads = [(IPv6 if packets[0][0] >> 4 == 6 else IP)(packets[0]) for packets in parts.values()]
+    return [
+        (head.src, head.dst, head.hlim if head.version == 6 else head.ttl, reassembled(packets))
+        for head, packets in zip(heads, parts.values(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("order", ["forwards", "backwards", "mixed"])
+def test_datagrams_in_fragments_are_relayed_whole(course: Course, order: str) -> None:
+    """Of 8 and 60 KB, IPv6 and IPv4: by a socket of UDP, and with the source kept, where mcrelay cuts them."""
+    rules = [
+        (f"[{G6}]:5000%in0", [f"[{H6}]:6000%out0", f"[{H6}]:6000%out1,source=keep"], None),
+        (f"{G}:5000%in0", [f"{H}:6000%out0", f"{H}:6000%out1,source=keep"], None),
+    ]
+    packets = [in_fragments(v6(G6, size=size), size) for size in (8000, 60000)]
+    packets.append(in_fragments(v4(G, size=60000), 60))
+    sent = [piece for pieces in packets for piece in pieces]
+    if order == "backwards":
+        sent.reverse()
+    elif order == "mixed":
+        random.Random(1).shuffle(sent)
+    before = course.dropped()
+    with ExitStack() as stack:
+        captures = [stack.enter_context(Capture(e.receiver, e.receiver_interface)) for e in course.line.egresses]
+        course.client.change(add=rules)
+        course.send([*sent, *course.ends])
+        for capture in captures:
+            _wait_for_ends(capture, course)
+        course.remove_all()
+        for capture, kept in zip(captures, (False, True), strict=True):
+            from6, from4 = (SENDER6, SENDER) if kept else (R06, R0)
+            came = sorted(_joined(capture), key=lambda one: (one[1], len(one[3])))
+            ports = [4000 if kept else int.from_bytes(body[:2]) for *_head, body in came]
+            assert [one[:3] for one in came] == [(from4, H, 7), *[(str(ip_address(from6)), H6, 7)] * 2]
+            expected = [plain(H, source=from4, sport=ports[0], size=60000)]
+            expected += [
+                plain6(H6, source=from6, sport=p, size=n) for p, n in zip(ports[1:], (8000, 60000), strict=True)
+            ]
+            for (*_head, body), packet in zip(came, expected, strict=True):
+                assert body == bytes(packet)[20 if packet.version == 4 else 40 :]
+    assert course.dropped().get("fragment", 0) == before.get("fragment", 0)
+
+
+def test_fragments_that_overlap_do_not_come_out(course: Course) -> None:
+    course.client.add(f"[{G6}]:5000%in0", [f"[{H6}]:6000%out0"], "whole")
+    pieces = in_fragments(v6(G6, size=5000), 1)
+    overlapping = pieces[1].copy()
+    overlapping[IPv6ExtHdrFragment].offset -= 1
+    before = course.dropped().get("fragment", 0)
+    with Capture(course.line.receiver, "eth0") as capture:
+        course.send([pieces[0], overlapping, *pieces[1:], *in_fragments(v6(G6, size=5000), 2), *course.ends])
+        _wait_for_ends(capture, course)
+        assert len(_joined(capture)) == 1  # the second one
+    assert course.dropped()["fragment"] - before == len(pieces) + 1
+    course.client.remove("whole")
 
 
 def test_no_icmp_answers_a_unicast_that_a_rule_takes(course: Course) -> None:

@@ -101,20 +101,18 @@ class World:
     @contextmanager
     def rules(self, page: str) -> Iterator[None]:
         """As the recipe has them; removed as the recipe says."""
-        adds, removes = recipes.rules(page), recipes.removals(page)
-        assert adds
-        assert removes
-        try:
-            for command in adds:
-                self.daemon.run(*command)
-            yield
-            for command in removes:
-                self.daemon.run(*command)
-        finally:
-            names = [rule["name"] for rule in self.daemon.json("list")["rules"]]
-            left = [name for name in names if not name.startswith("sentinel")]
-            for name in left:
-                self.daemon.run("remove", name)
+        with self.daemon.client() as client:
+            try:
+                for given in recipes.rules(page):
+                    client.add(*given)
+                yield
+                for name in recipes.removals(page):
+                    client.remove(name)
+            finally:
+                names = [rule.name or rule.id for rule in client.rules()]
+                left = [name for name in names if not name.startswith("sentinel")]
+                for name in left:
+                    client.remove(name)
         assert left == [], f"docs/recipes/{page}.md does not remove all that it adds"
 
     @staticmethod
@@ -207,9 +205,9 @@ def test_mdns_between_avahi_and_python_zeroconf(world: World) -> None:
         assert not vain.said("Printer")
 
         with (
-            world.rules("mdns"),
             world.arriving(world.b, mdns) as to_b,
             world.arriving(world.a, mdns) as to_a,
+            world.rules("mdns"),
         ):
             browser = stack.enter_context(beta.browse("_ipp._tcp"))
             for peer, name in zip(peers, ("Python4", "Python6"), strict=True):
@@ -230,6 +228,8 @@ def test_mdns_between_avahi_and_python_zeroconf(world: World) -> None:
                 assert peer.resolve("Printer", "_ipp._tcp")[1] == 631
             # From port 5353, as answers have to be (RFC 6762, section 6), and the relay's own addresses.
             for capture, own in ((to_b, world.own("eth1")), (to_a, world.own("eth0"))):
+                capture.wait_for(sent_to(MDNS))
+                capture.wait_for(sent_to(MDNS6))
                 assert {header(frame) for frame in capture.frames} == {Header(address, 255, 5353) for address in own}
 
         with world.nothing_crosses(world.a, world.b, mdns, b"Late"):
@@ -257,9 +257,9 @@ def test_ssdp_search_and_announcements_of_minidlna(world: World) -> None:
         assert not vain.said("HTTP/1.1 200 OK")
 
         with (
-            world.rules("ssdp"),
             world.arriving(world.a, ssdp) as announced,
             world.arriving(world.b, ssdp) as asked,
+            world.rules("ssdp"),
         ):
             answer = stack.enter_context(search(world.a))
             # The device answers the one who asked, whose address the question kept.
@@ -332,7 +332,8 @@ def test_dds_sized_datagrams_arrive_whole(world: World, tmp_path: Path) -> None:
             publish()
             receiver.process.wait(10)
         assert received.read_bytes() == sent.read_bytes()
-        assert len(arriving.frames) == 6  # fragments of 1480 bytes of 8200
+        wait_until(lambda: len(arriving.frames) >= 6, 5)  # fragments of 1480 bytes of 8200
+        assert len(arriving.frames) == 6
     with world.nothing_crosses(world.a, world.b, sent_to(group)):
         publish()
 
@@ -360,6 +361,7 @@ def test_ssm_takes_one_source_of_two(world: World) -> None:
                 stream(other)
                 stream(allowed)
                 receiver.wait_for("/", "(0%)")
+            arriving.wait_for(sent_to(group))
             assert {header(frame).source for frame in arriving.frames} == {allowed}
         reports.wait_for(lambda f: reports_source(f, group, allowed, BLOCK_OLD_SOURCES))
 

@@ -14,6 +14,7 @@ import pwd
 import socket
 import struct
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,19 +48,25 @@ def line() -> Iterator[RelayLine]:
 
 
 @pytest.fixture
-def begin(line: RelayLine, tmp_path: Path) -> Iterator[Start]:
+def runtime() -> Iterator[Path]:
+    """What a session gives its user, nobody. Not below pytest's own directory, which only root may enter."""
+    with tempfile.TemporaryDirectory(prefix="mcrelay-lab-") as directory:
+        Path(directory).chmod(0o711)
+        runtime = Path(directory) / "runtime"
+        runtime.mkdir(mode=0o700)
+        os.chown(runtime, NOBODY.pw_uid, NOBODY.pw_gid)
+        yield runtime
+
+
+@pytest.fixture
+def begin(line: RelayLine, runtime: Path) -> Iterator[Start]:
     """Start a daemon as nobody, below a directory that is nobody's."""
     with contextlib.ExitStack() as stack:
 
-        def start(*options: str, check: bool = True) -> Daemon:
-            for directory in reversed((tmp_path, *tmp_path.parents[:2])):
-                directory.chmod(0o711)
-            runtime = tmp_path / "runtime"
+        def start(*options: str) -> Daemon:
             directory = runtime / "mcrelay"
-            directory.mkdir(parents=True)
-            for path in (runtime, directory):
-                os.chown(path, NOBODY.pw_uid, NOBODY.pw_gid)
-                path.chmod(0o700)
+            directory.mkdir(mode=0o700)
+            os.chown(directory, NOBODY.pw_uid, NOBODY.pw_gid)
             program = unprivileged()
             return stack.enter_context(
                 Daemon(line.relay, "--rootless", "--debug", *options, program=program, directory=directory)
@@ -329,11 +336,25 @@ def test_an_interface_may_come_later(begin: Start, line: RelayLine) -> None:
     assert 5000 not in udp_ports(line)
 
 
-def test_clients_of_the_same_user_find_it(begin: Start, line: RelayLine, tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_had_when_it_is_free(begin: Start, line: RelayLine) -> None:
+    daemon = begin()
+    with contextlib.ExitStack() as undo:
+        with line.relay.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            other.bind(("", 5000))
+            daemon.run("add", "239.1.1.1:5000%late", f"{OUTPUT}%out0")
+            daemon.run("add", "239.1.1.1:5001%late", f"{OUTPUT}%out0")
+            line.sender.lab.veth(line.sender, "late0", line.relay, "late", address_b="192.0.2.129/25", offloads=False)
+            undo.callback(line.relay.ip, "link", "del", "late")
+            wait_until(lambda: "cannot receive port 5000 on late" in daemon.run("list").stdout, 10, "it is not told")
+            assert 5001 in udp_ports(line)  # the others are had
+        wait_until(lambda: daemon.json("list")["rules"][0]["state"] == "active", 10, "it is not taken up")
+
+
+def test_clients_of_the_same_user_find_it(begin: Start, line: RelayLine, runtime: Path) -> None:
     daemon = begin()
 
     def ping(user: str, group: str) -> subprocess.CompletedProcess[str]:
-        command = ("env", f"XDG_RUNTIME_DIR={tmp_path / 'runtime'}", *unprivileged(user=user, group=group), "ping")
+        command = ("env", f"XDG_RUNTIME_DIR={runtime}", *unprivileged(user=user, group=group), "ping")
         return line.relay.run(*command, check=False)
 
     if Path("/run/mcrelay/control.sock").exists():

@@ -87,7 +87,7 @@ def speak_ipv6(line: RelayLine) -> None:
         relay.sysctl(f"net.ipv6.conf.{name}.addr_gen_mode", 1)  # no addresses that nobody asked for
         relay.sysctl(f"net.ipv6.conf.{name}.disable_ipv6", 0)
         for address in ("fe80::1/64", f"2001:db8:{number}::1/64"):
-            relay.ip("address", "add", address, "dev", name, "nodad")
+            relay.ip("address", "replace", address, "dev", name, "nodad")
         for address in (f"2001:db8:{number}::2", "fe80::2", egress.receiver_address):
             relay.ip("neighbour", "replace", address, "lladdr", host, "dev", name, "nud", "permanent")
 

@@ -17,7 +17,7 @@ from mcrelay.engines.reference import COMMANDS_MAX
 from mcrelay.engines.uring import UringEngine
 from mcrelay.limits import RING_BLOCK_SIZE, ring_geometry
 from mcrelay.ways import Way
-from tests.engines.bench import ENGINES, IN0, OUT0, OUT1, Bench, Kind, Receiver, Sender, entry, leg
+from tests.engines.bench import ENGINES, IN0, OUT0, OUT1, Bench, Kind, Receiver, Sender, entry, leg, speak_ipv6
 
 BURST = 500  # datagrams before the sender looks whether they were received: far below a socket's buffer
 
@@ -261,6 +261,7 @@ def test_an_egress_that_is_gone_or_without_route_is_counted(bench: Bench) -> Non
     finally:
         bench.line.relay.ip("link", "set", "out0", "up")
         wait_until(lambda: bench.line.relay.running("out0"), 5, "out0 does not come up again")
+        speak_ipv6(bench.line)  # which does not survive that
     sender.send([b"back"])
     assert receiver.take(1) == [b"back"]
     assert bench.answer(engine.detach_egress(OUT0, Way.UDP4)) == 0

@@ -40,15 +40,16 @@ HOSTS4 = ["203.0.113.10", "203.0.113.11", "198.51.100.77"]
 HOSTS6 = ["2001:db8:9::9", "2001:db8:9::a", "fe80::9"]
 PORTS = [5000, 5001, 5002]
 VLANS = [0, 0, 0, 7]
-RULES = 30
+RULES = 60
 FRAMES = 500
+REPEATS = [1, 1, 1, 1, 3, 10]  # what may leave as one run
 SENTINEL = ("239.9.9.9", 9999)
 MTU = 1000  # that engines are told of the ways for which they write headers
 CHOSEN_PORT_MIN = 32768  # net.ipv4.ip_local_port_range
 
 
 def random_rules(random: random.Random) -> list[Entry]:
-    """Of all shapes, so that several match many a packet, with outputs of all kinds, some that cannot be reached."""
+    """Of all shapes, several of which match many a packet, with outputs of all kinds; some cannot be sent to."""
     rules: dict[Any, Entry] = {}
     output = 1
     while len(rules) < RULES:
@@ -144,7 +145,7 @@ def random_frame(random: random.Random) -> bytes:
         at = random.choice([n for n in range(min(len(packet), 60)) if not (is_ipv4 and n in (6, 7))])
         packet[at] ^= 1 << random.randrange(8)
     if random.random() < 0.1:
-        del packet[random.randrange(20, len(packet)) :]
+        del packet[random.randint(20, len(packet)) :]
     del packet[1500:]
     return frame_front + bytes(packet)
 
@@ -210,22 +211,32 @@ def is_relayed(frame: Frame) -> bool:
     return not frame.outgoing and carried(frame.data) is not None
 
 
-def observe(line: RelayLine, name: str, rules: list[Entry], frames: list[bytes]) -> dict[str, Any]:
-    """What an engine makes of the frames: frames of each output interface, and all counters that mean the same in every
-    engine."""
+def random_frames(random: random.Random) -> list[bytes]:
+    frames: list[bytes] = []
+    while len(frames) < FRAMES:
+        frames += [random_frame(random)] * random.choice(REPEATS)
+    return frames
+
+
+def observe(line: RelayLine, name: str, rules: list[Entry], frames: list[bytes], *, waiting: bool) -> dict[str, Any]:
+    """What an engine makes of the frames, which come one by one, or are all `waiting` when it begins: frames of each
+    output interface, and all counters that mean the same in every engine."""
     bench = Bench(line, ENGINES[name], ways=Way)
     bench.start_bare()
     for slot, way in bench.egress:
         writes_headers = way in (Way.FRAME, Way.RAW4, Way.RAW6)
         assert bench.answer(bench.attach_egress(slot, way, MTU if writes_headers else None)) == 0
-    assert bench.answer(bench.attach_ingress()) == 0
     bench.rules(*rules)
+    if not waiting:
+        assert bench.answer(bench.attach_ingress()) == 0
     sentinel = ethernet_ipv4_udp("203.0.113.10", SENTINEL[0], 4000, SENTINEL[1], b"sentinel")
     captures = [Capture(receiver, "eth0", only=is_relayed) for receiver in line.receivers]
     with captures[0] as first, captures[1] as second, Injector(line.sender, "eth0") as injector:
         for frame in frames:
             injector.send(frame)
         injector.send(sentinel)
+        if waiting:
+            assert bench.answer(bench.attach_ingress()) == 0
         first.wait_for(lambda f: f.udp and f.udp.destination == "239.2.2.9", 10)
         bench.wait_received(1)
         for capture, egress in ((first, OUT0), (second, OUT1)):
@@ -271,9 +282,9 @@ def _by_output(frames: list[bytes]) -> dict[int, list[bytes]]:
     return arrived
 
 
-def compare(line: RelayLine, rules: list[Entry], frames: list[bytes]) -> dict[str, Any]:
+def compare(line: RelayLine, rules: list[Entry], frames: list[bytes], *, waiting: bool = False) -> dict[str, Any]:
     """Returns what all engines made of it."""
-    observed = {name: observe(line, name, rules, frames) for name in ENGINES}
+    observed = {name: observe(line, name, rules, frames, waiting=waiting) for name in ENGINES}
     reference = observed["reference"]
     for name, made in observed.items():
         for what, value in reference.items():
@@ -282,14 +293,15 @@ def compare(line: RelayLine, rules: list[Entry], frames: list[bytes]) -> dict[st
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_engines_agree(line: RelayLine, descriptors: None, seed: int) -> None:
+@pytest.mark.parametrize("waiting", [False, True], ids=["one by one", "at once"])
+def test_engines_agree(line: RelayLine, descriptors: None, seed: int, waiting: bool) -> None:
     source = random.Random(seed)
     rules = random_rules(source)
-    observed = compare(line, rules, [random_frame(source) for _ in range(FRAMES)])
+    observed = compare(line, rules, random_frames(source), waiting=waiting)
     # The test is worth its name only if much was forwarded and much was not, in many ways.
-    assert observed["totals"]["forwarded"] > FRAMES // 5
+    assert observed["totals"]["forwarded"] > FRAMES // 6
     assert len(observed["dropped"]) >= 8, observed["dropped"]
-    assert {leg.way for rule in rules for leg in rule.legs} == set(Way)
+    assert len({leg.way for rule in rules for leg in rule.legs}) >= len(Way) - 1
     arrived = {carried(frame) for frames in observed["frames"] for frame in frames}
     assert arrived >= {UDP, ESP, FRAGMENT}
 

@@ -115,13 +115,20 @@ HOSTILE |= {
     ),
     "AH that ends behind the packet": (lambda: frame6(bytes((17, 255)) + bytes(6), first=51), "bad_extension"),
     "nine extension headers": (lambda: frame6(option_header(60) + CHAINED, first=60), "bad_extension"),
-    "the first fragment of an IPv6 packet": (
-        lambda: frame6(fragment_header(17, 0, 7, more=True), first=44),
+    "an empty fragment of an IPv6 packet": (
+        lambda: frame6(fragment_header(17, 800, 7, more=False), first=44, body=b""),
         "fragment",
     ),
-    "the last one": (lambda: frame6(fragment_header(17, 800, 7, more=False), first=44), "fragment"),
-    "a fragment in an IPv6 packet that would be whole": (
-        lambda: frame6(fragment_header(44, 0, 7, more=False) + fragment_header(17, 8, 7, more=False), first=44),
+    "a fragment of an odd length that is not the last": (
+        lambda: frame6(fragment_header(17, 800, 7, more=True), first=44, body=bytes(15)),
+        "fragment",
+    ),
+    "a fragment that would reach beyond the longest packet": (
+        lambda: frame6(fragment_header(17, 65528, 7, more=True), first=44, body=bytes(8)),
+        "fragment",
+    ),
+    "a first fragment without all headers": (
+        lambda: frame6(fragment_header(60, 0, 7, more=True), first=44, body=bytes((17, 1)) + bytes(6)),
         "fragment",
     ),
     "an IPv6 group that no rule has": (
@@ -217,6 +224,136 @@ def test_fragments_arrive_as_one_datagram(bench: Bench) -> None:
         ethernet_ipv4(SOURCE, GROUP, 17, first, identification=77, more_fragments=True),
     )
     assert receiver.take(1) == [payload]
+    injector.close()
+    receiver.sock.close()
+
+
+def fragments6(body: bytes, identification: int, *, room: int = 1440, ttl: int = 8, before: bytes = b"") -> list[bytes]:
+    """Frames of the fragments of an IPv6 packet. `before`: a header of destination options in front of each."""
+    return [
+        ethernet(
+            ip_packet(
+                *(HOST6, GROUP6, body[at : at + room]),
+                protocol=60 if before else 44,
+                ttl=ttl if at == 0 else 99,
+                extensions=before + fragment_header(17, at, identification, more=at + room < len(body)),
+            )
+        )
+        for at in range(0, len(body), room)
+    ]
+
+
+def start_ipv6(bench: Bench) -> Receiver:
+    bench.start()
+    bench.rules(
+        entry(GROUP, PORT, [leg("239.2.2.2", 6000, OUT0)]),
+        entry(GROUP6, PORT, [leg("239.2.2.2", 6000, OUT0, counter=1)], counter=1),
+    )
+    return Receiver(bench.line.receiver, "239.2.2.2", 6000)
+
+
+@pytest.mark.parametrize("order", ["forwards", "backwards", "doubled"])
+def test_fragments_of_ipv6_arrive_as_one_datagram(bench: Bench, order: str) -> None:
+    payloads = [bytes(n * n % 251 for n in range(size)) for size in (1500, 8000, 65507)]
+    receiver = start_ipv6(bench)
+    injector = Injector(bench.line.sender, "eth0")
+    doubled = 0
+    for number, payload in enumerate(payloads):
+        frames = fragments6(udp(HOST6, GROUP6, 4000, PORT, payload), number, before=bytes((44, 0)) + bytes(6))
+        if order == "doubled":
+            frames = [copy for one in frames[:-1] for copy in (one, one)] + frames[-1:]
+            doubled += len(frames) // 2
+        injector.send(*(reversed(frames) if order == "backwards" else frames))
+        assert receiver.take_with_ttl(1) == [(payload, 7)]  # the first one's, less one
+    bench.wait_received(len(payloads) + doubled)
+    totals = bench.page.totals()
+    assert (totals["received"], totals["forwarded"]) == (len(payloads) + doubled, len(payloads))
+    assert totals["received_bytes"] == sum(map(len, payloads))
+    assert bench.page.dropped() == ({"fragment": doubled} if doubled else {})
+    injector.close()
+    receiver.sock.close()
+
+
+def test_many_datagrams_in_fragments_at_once(bench: Bench) -> None:
+    """More in one batch than may be complete at a time."""
+    payloads = [number.to_bytes(2) + bytes(200) for number in range(150)]
+    receiver = Receiver(bench.line.receiver, "239.2.2.2", 6000)
+    injector = Injector(bench.line.sender, "eth0")
+    for number, payload in enumerate(payloads):
+        injector.send(*fragments6(udp(HOST6, GROUP6, 4000, PORT, payload), number, room=128))
+    bench.start_bare()
+    assert bench.answer(bench.attach_egress(OUT0)) == 0
+    bench.rules(entry(GROUP6, PORT, [leg("239.2.2.2", 6000, OUT0)]))
+    assert bench.answer(bench.attach_ingress()) == 0
+    assert receiver.take(len(payloads)) == payloads
+    bench.wait_received(len(payloads))
+    assert bench.page.dropped() == {}
+    injector.close()
+    receiver.sock.close()
+
+
+def test_what_fragments_become_is_checked_like_any_packet(bench: Bench) -> None:
+    payload = bytes(3000)
+    wrong = {
+        "bad_udp_checksum": udp(HOST6, GROUP6, 4000, PORT, payload, checksum=0x1234),
+        "no_rule": udp(HOST6, GROUP6, 4000, 7, payload),
+        "bad_udp_length": udp(HOST6, GROUP6, 4000, PORT, payload)[:2990],
+    }
+    receiver = start_ipv6(bench)
+    injector = Injector(bench.line.sender, "eth0")
+    for number, body in enumerate(wrong.values()):
+        injector.send(*fragments6(body, number))
+    injector.send(frame())
+    assert receiver.take(1) == [PAYLOAD]
+    bench.wait_received(1 + len(wrong))
+    assert bench.page.dropped() == dict.fromkeys(wrong, 1)
+    assert receiver.is_empty()
+    injector.close()
+    receiver.sock.close()
+
+
+def test_fragments_that_overlap_are_no_datagram(bench: Bench) -> None:
+    body = udp(HOST6, GROUP6, 4000, PORT, bytes(n % 251 for n in range(4000)))
+    first, second, third = fragments6(body, 1)
+    overlapping = ethernet(
+        ip_packet(*(HOST6, GROUP6, body[1432:1448]), protocol=44, extensions=fragment_header(17, 1432, 1, more=True))
+    )
+    receiver = start_ipv6(bench)
+    injector = Injector(bench.line.sender, "eth0")
+    injector.send(first, overlapping, second, third, frame())
+    assert receiver.take(1) == [PAYLOAD]
+    bench.wait_received(5)
+    assert bench.page.dropped() == {"fragment": 4}
+    assert receiver.is_empty()
+    injector.close()
+    receiver.sock.close()
+
+
+def test_fragments_that_wait_block_nothing_and_are_lost_in_time(bench: Bench) -> None:
+    """More than there are slots of any ingress, or places for packets that wait."""
+    floods = 4096
+    flood = fragments6(udp(HOST6, GROUP6, 4000, PORT, bytes(2000)), 0)[0]
+    at = flood.index(fragment_header(17, 0, 0, more=True)) + 4
+    receiver = start_ipv6(bench)
+    injector = Injector(bench.line.sender, "eth0")
+    for number in range(0, floods, 128):
+        injector.send(*(flood[:at] + (number + n).to_bytes(4) + flood[at + 4 :] for n in range(128)))
+        injector.send(frame())
+        assert receiver.take(1) == [PAYLOAD]
+    bench.wait_received(floods + floods // 128)  # it takes the time that they may wait for
+    assert bench.page.dropped() == {"fragment": floods}
+    injector.close()
+    receiver.sock.close()
+
+
+def test_fragments_that_wait_at_the_end_are_counted(bench: Bench) -> None:
+    receiver = start_ipv6(bench)
+    injector = Injector(bench.line.sender, "eth0")
+    injector.send(*fragments6(udp(HOST6, GROUP6, 4000, PORT, bytes(4000)), 0)[:-1], frame())
+    assert receiver.take(1) == [PAYLOAD]
+    assert bench.page.totals()["received"] == 1
+    bench.stop()
+    assert bench.page.dropped() == {"fragment": 2}
     injector.close()
     receiver.sock.close()
 

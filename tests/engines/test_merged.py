@@ -16,9 +16,11 @@ from collections.abc import Iterator
 import pytest
 
 from lab.capture import Capture
-from lab.namespaces import Lab, unsupported
+from lab.namespaces import Lab, unsupported, wait_until
 from lab.topology import RelayLine, relay_line
 from mcrelay.engines.reference import ReferenceEngine
+from mcrelay.entries import LegFlag
+from mcrelay.ways import Way
 from tests.engines.bench import OUT0, OUT1, Bench, Kind, Receiver, Sender, entry, leg
 
 UDP_SEGMENT = 103  # linux/udp.h
@@ -31,9 +33,9 @@ def merging_line() -> Iterator[RelayLine]:
         pytest.skip(reason)
     with Lab() as lab:
         built = relay_line(lab, outputs=2)
-        # What leaves the relay is cut apart by the kernel, so that a capture sees the datagrams.
+        # What leaves the relay is cut apart by the kernel, checksums included, so that a capture sees the datagrams.
         for egress in built.egresses:
-            built.relay.ethtool("-K", egress.interface, "tx-udp-segmentation", "off")
+            built.relay.ethtool("-K", egress.interface, "tx", "off", "tx-udp-segmentation", "off")
         yield built
 
 
@@ -127,6 +129,42 @@ def test_a_merged_frame_for_nobody_counts_as_its_datagrams(merging: Bench) -> No
     merging.wait_received(10)
     assert merging.page.dropped() == {"no_rule": 10}
     close(first, second, sender)
+
+
+def test_a_merged_frame_leaves_with_headers_of_our_own(merging_line: RelayLine, kind: Kind) -> None:
+    """By packet and raw sockets; of those only the former take several datagrams at once."""
+    merging = Bench(merging_line, kind, ways=[Way.FRAME, Way.RAW4])
+    keep = LegFlag.KEEP_SOURCE | LegFlag.KEEP_DSCP
+    host = merging_line.egresses[0].receiver_address
+    merging.start()
+    merging.rules(
+        entry(
+            GROUP,
+            PORT,
+            [
+                leg("239.2.2.2", 6000, OUT0, way=Way.FRAME, flags=keep, source_port=99, counter=0),
+                leg(host, 6000, OUT0, way=Way.RAW4, flags=keep, source_port=99, counter=1),
+            ],
+        )
+    )
+    sender = Sender(merging_line.sender)
+    expected = []
+    with Capture(merging_line.receiver, "eth0", only=lambda f: not f.outgoing and f.udp is not None) as capture:
+        for number in range(20):
+            expected += send_merged(sender, content(1050, number), 100)
+            sender.send([content(70, number)])
+            expected.append(content(70, number))
+        merging.wait_received(len(expected))
+        wait_until(lambda: len(capture.frames) >= 2 * len(expected), 5, "copies are missing")
+        arrived = capture.udp()
+    assert {datagram.checksum_valid for datagram in arrived} == {True}
+    assert {(d.source, d.source_port, d.ttl) for d in arrived} == {(merging_line.sender_address, 99, 7)}
+    for to in ("239.2.2.2", host):
+        assert [datagram.payload for datagram in arrived if datagram.destination == to] == expected
+    assert merging.page.dropped() == {}
+    assert merging.page.totals()["segments_refused"] == 0
+    close(sender)
+    merging.close()
 
 
 def test_a_merged_frame_leaves_datagram_by_datagram_where_segments_cannot(merging: Bench) -> None:

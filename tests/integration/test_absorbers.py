@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from lab.capture import Capture, inject
+from lab.frames import ethernet_ipv4
 from lab.namespaces import Lab, unsupported, wait_until
-from mcrelay.net.absorbers import Absorbers
+from mcrelay.net.absorbers import Absorbers, Place, place_of
 from mcrelay.rules import Address
+from mcrelay.ruletext import parse_input
 
 HOST4, LATER4 = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.77")
 HOST6, LATER6 = IPv6Address("2001:db8:1::1"), IPv6Address("2001:db8:1::77")
@@ -87,8 +90,13 @@ def absorbers(pair: Pair) -> Iterator[Absorbers]:
     opened.close()
 
 
-def take(pair: Pair, absorbers: Absorbers, address: Address, port: int, index: int = 0) -> None:
-    pair.host.call(absorbers.take, address, port, index)
+def take(pair: Pair, absorbers: Absorbers, address: Address, port: int, interface: str = "") -> None:
+    pair.host.call(absorbers.take, Place(address, port, interface))
+
+
+def give_up(absorbers: Absorbers, address: Address, port: int, interface: str = "") -> None:
+    absorbers.give_up(Place(address, port, interface))
+    absorbers.sweep()
 
 
 @pytest.mark.parametrize("address", [HOST4, HOST6])
@@ -100,9 +108,9 @@ def test_the_host_refuses_nothing_as_long_as_a_rule_has_the_input(
     take(pair, absorbers, address, 5000)
     assert not pair.is_refused(address, 5000)
     assert pair.is_refused(address, 5001)
-    absorbers.give_up(address, 5000)
+    give_up(absorbers, address, 5000)
     assert not pair.is_refused(address, 5000)  # a rule is left
-    absorbers.give_up(address, 5000)
+    give_up(absorbers, address, 5000)
     assert pair.is_refused(address, 5000)
 
 
@@ -119,7 +127,7 @@ def test_nothing_of_it_is_kept(pair: Pair, absorbers: Absorbers) -> None:
 @pytest.mark.parametrize("address", [LATER4, LATER6])
 def test_the_address_may_come_later(pair: Pair, absorbers: Absorbers, address: Address) -> None:
     take(pair, absorbers, address, 5000)
-    assert absorbers.missing() == {}
+    assert not absorbers.is_missing
     length = 24 if address.version == 4 else 64
     pair.host.ip("address", "add", f"{address}/{length}", "dev", "in0")
     try:
@@ -130,9 +138,9 @@ def test_the_address_may_come_later(pair: Pair, absorbers: Absorbers, address: A
 
 def test_an_address_of_link_local_scope_is_an_interface_s(pair: Pair, absorbers: Absorbers) -> None:
     assert pair.is_refused(pair.link_local, 5000)
-    take(pair, absorbers, pair.link_local, 5000, pair.host.ifindex("in0"))
+    take(pair, absorbers, pair.link_local, 5000, "in0")
     assert not pair.is_refused(pair.link_local, 5000)
-    absorbers.give_up(pair.link_local, 5000, pair.host.ifindex("in0"))
+    give_up(absorbers, pair.link_local, 5000, "in0")
     assert pair.is_refused(pair.link_local, 5000)
 
 
@@ -148,31 +156,33 @@ def test_a_program_keeps_its_datagrams(
     program.bind((str(HOST4), 5000))
     program.settimeout(5)
     take(pair, absorbers, HOST4, 5000)
-    assert absorbers.missing() == {(HOST4, 5000): "EADDRINUSE"}
+    assert absorbers.is_missing
     assert "a program of this host receives at 192.0.2.1 port 5000, too" in caplog.text
     with program:
         for _ in range(20):
             assert not pair.is_refused(HOST4, 5000)
             assert program.recv(10) == b"?"
         pair.host.call(absorbers.retry)
-        assert absorbers.missing() == {(HOST4, 5000): "EADDRINUSE"}
+        assert absorbers.is_missing
         assert len(caplog.records) == 1
     assert pair.is_refused(HOST4, 5000)
     pair.host.call(absorbers.retry)
-    assert absorbers.missing() == {}
+    assert not absorbers.is_missing
     assert not pair.is_refused(HOST4, 5000)
     with pytest.raises(OSError, match="in use"):
         pair.program(5000)
-    absorbers.give_up(HOST4, 5000)
+    give_up(absorbers, HOST4, 5000)
     pair.program(5000).close()
 
 
-def test_a_successor_takes_the_place(pair: Pair, absorbers: Absorbers) -> None:
+def test_a_successor_goes_on_with_the_same_socket(pair: Pair, absorbers: Absorbers) -> None:
     take(pair, absorbers, HOST4, 5000)
     successor = Absorbers()
+    for place, sock in absorbers.sockets():
+        successor.adopt(place, sock.dup())
     take(pair, successor, HOST4, 5000)
     absorbers.close()
-    pair.host.call(successor.retry)
+    assert not successor.is_missing
     assert not pair.is_refused(HOST4, 5000)
     successor.close()
     assert pair.is_refused(HOST4, 5000)
@@ -181,7 +191,65 @@ def test_a_successor_takes_the_place(pair: Pair, absorbers: Absorbers) -> None:
 def test_what_was_missing_is_forgotten_with_its_rule(pair: Pair, absorbers: Absorbers) -> None:
     with pair.program(5000):
         take(pair, absorbers, HOST4, 5000)
-        absorbers.give_up(HOST4, 5000)
-        assert absorbers.missing() == {}
+        give_up(absorbers, HOST4, 5000)
+        assert not absorbers.is_missing
     pair.host.call(absorbers.retry)
     assert pair.is_refused(HOST4, 5000)
+
+
+def test_who_takes_it_again_at_once_never_lets_it_go(pair: Pair, absorbers: Absorbers) -> None:
+    take(pair, absorbers, HOST4, 5000)
+    ((_place, before),) = absorbers.sockets()
+    absorbers.give_up(Place(HOST4, 5000))
+    take(pair, absorbers, HOST4, 5000)
+    absorbers.sweep()
+    assert [sock for _place, sock in absorbers.sockets()] == [before]
+
+
+def test_esp_is_taken_too(pair: Pair, absorbers: Absorbers) -> None:
+    """By ICMP, protocol unreachable, if nobody takes it."""
+
+    def is_refused() -> bool:
+        with Capture(pair.sender, "eth0") as capture:
+            inject(
+                pair.sender,
+                "eth0",
+                ethernet_ipv4("192.0.2.9", str(HOST4), 50, bytes(40), destination_mac=pair.host.mac("in0")),
+            )
+            assert pair.is_refused(HOST4, 9)  # behind it
+            return bool(capture.matching(lambda f: f.data[23] == 1 and f.data[34:36] == bytes((3, 2))))
+
+    assert is_refused()
+    take(pair, absorbers, HOST4, 0)
+    assert not is_refused()
+
+
+def test_an_interface_that_is_made_again_is_another_one(pair: Pair, absorbers: Absorbers) -> None:
+    take(pair, absorbers, pair.link_local, 5000, "in9")
+    assert absorbers.is_missing  # there is none
+    pair.host.ip("link", "set", "in0", "down")
+    pair.host.ip("link", "set", "in0", "name", "in9", "up")
+    try:
+        pair.host.call(absorbers.retry)
+        assert not absorbers.is_missing
+    finally:
+        pair.host.ip("link", "set", "in9", "down")
+        pair.host.ip("link", "set", "in9", "name", "in0", "up")
+    pair.host.call(absorbers.retry)
+    assert absorbers.is_missing
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("192.0.2.1:5000%in0", Place(HOST4, 5000)),
+        ("192.0.2.1:esp%in0", Place(HOST4, 0)),
+        ("[fe80::1]:5000%in0", Place(IPv6Address("fe80::1"), 5000, "in0")),
+        ("239.1.1.1:5000%in0", None),
+        ("[ff05::1]:5000%in0", None),
+        ("255.255.255.255:5000%in0", None),
+        ("239.1.1.1:*%in0", None),
+    ],
+)
+def test_which_inputs_need_one(text: str, expected: Place | None) -> None:
+    assert place_of(parse_input(text), "in0") == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import mmap
 import os
 import socket
@@ -25,7 +26,9 @@ from mcrelay.messages import (
     Acknowledge,
     AddRule,
     AttachInterface,
+    AttachPort,
     DetachInterface,
+    DetachPort,
     Message,
     Ready,
     RemoveRule,
@@ -210,6 +213,48 @@ def test_commands_reach_the_engine_and_its_answers_the_supervisor() -> None:
         rig.commands.send(Shutdown())
         async with asyncio.timeout(DEADLINE_S):
             assert await rig.life.wait() == 0
+
+    asyncio.run(test())
+
+
+def test_ports_come_and_go_on_a_plain_interface() -> None:
+    async def test() -> None:
+        rig = Rig()
+        await rig.until(Ready(engine="fake"))
+        rig.commands.send(AttachInterface(ticket=1, slot=2, name="in0", mtu=1500, direction="ingress", plain=True))
+        await rig.told(1)
+        rig.engine.say(1)
+        await rig.until(Acknowledge(ticket=1))
+        reading, writing = os.pipe()  # stands for the sockets: it tells when all descriptors of it are closed
+        os.set_blocking(reading, False)
+        for ticket, port in ((2, 5000), (3, 5000 + 65536), (4, 5001)):
+            rig.commands.send(AttachPort(ticket=ticket, slot=2, port=port), [writing])
+            await rig.told(ticket)
+            rig.engine.say(ticket, errno.ENFILE if port == 5001 else 0)
+            await rig.until(Acknowledge(ticket=ticket, error=os.strerror(errno.ENFILE) if port == 5001 else None))
+        os.close(writing)
+        with pytest.raises(BlockingIOError):
+            os.read(reading, 1)
+        rig.commands.send(DetachPort(ticket=5, slot=2, port=5000))
+        await rig.told(5)
+        rig.engine.say(5)
+        await rig.until(Acknowledge(ticket=5))
+        with pytest.raises(BlockingIOError):
+            os.read(reading, 1)
+        rig.commands.send(DetachInterface(ticket=6, slot=2, direction="ingress"))  # what is left goes with it
+        await rig.told(6)
+        rig.engine.say(6)
+        await rig.until(Acknowledge(ticket=6))
+        assert os.read(reading, 1) == b""
+        os.close(reading)
+        assert rig.engine.told == [
+            ("attach_datagrams", 2, False),
+            ("add_socket", 2, 5000),
+            ("add_socket", 2, 70536),
+            ("add_socket", 2, 5001),
+            ("remove_socket", 2, 5000),
+            ("detach_ingress", 2),
+        ]
 
     asyncio.run(test())
 

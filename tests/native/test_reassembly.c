@@ -145,6 +145,22 @@ static void test_duplicates(void)
     reassembly_free(r);
 }
 
+/* What a packet before left behind an end is no part of the packet. */
+static void test_remains(void)
+{
+    struct reassembly *r = reassembly_new();
+    uint32_t lost = 0;
+
+    check_case("remains of a packet before");
+    CHECK_EQUAL(add(r, 1, (struct piece){8, 8, true, 0}, &lost), 0);
+    CHECK_EQUAL(reassembly_forget(r, 1), 1);
+    CHECK_EQUAL(add(r, 2, (struct piece){8, 3, false, 0}, &lost), 0);
+    CHECK_EQUAL(add(r, 2, (struct piece){8, 8, true, 0}, &lost), 0);
+    CHECK_EQUAL(lost, 2); /* no duplicate */
+    CHECK_EQUAL(reassembly_forget(r, 1), 0);
+    reassembly_free(r);
+}
+
 /* What is there at first, and what makes it a lost packet. */
 static void test_contradictions(void)
 {
@@ -452,6 +468,7 @@ int main(void)
         body[i] = (uint8_t)(i * 7 + i / 251);
     test_orders();
     test_duplicates();
+    test_remains();
     test_contradictions();
     test_unsound();
     test_too_long();

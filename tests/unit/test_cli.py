@@ -707,7 +707,7 @@ DIAGNOSIS = {
 }
 
 
-@pytest.mark.parametrize("command", DIAGNOSES)
+@pytest.mark.parametrize("command", sorted(DIAGNOSES))
 def test_a_diagnosis_says_that_there_is_no_daemon(path: Path, command: str) -> None:
     arguments, fields = DIAGNOSIS[command]
     result = mcrelay(*arguments, "--json", "--socket", path)
@@ -725,7 +725,7 @@ def test_a_diagnosis_says_that_there_is_no_daemon(path: Path, command: str) -> N
     assert re.search(r"^wrong: daemon", text.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", DIAGNOSES)
+@pytest.mark.parametrize("command", sorted(DIAGNOSES))
 def test_a_diagnosis_asks_a_daemon(player: Path, command: str) -> None:
     arguments, _fields = DIAGNOSIS[command]
     document = json.loads(mcrelay(*arguments, "--json", "--socket", player).stdout)

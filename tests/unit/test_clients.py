@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -132,6 +133,7 @@ def run(test: Callable[[Desk], Coroutine[Any, Any, None]]) -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
         assert failures == []
 
+    gc.collect()  # what other tests have left is not ours
     before = len(os.listdir("/proc/self/fd"))
     asyncio.run(watched())
     assert len(os.listdir("/proc/self/fd")) == before

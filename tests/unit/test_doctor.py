@@ -156,6 +156,16 @@ def test_a_capability_that_is_missing_is_told(bits: int, step: str, verdict: str
     assert found(examined(replace(DAEMON, processes=processes)), step).verdict == verdict
 
 
+def test_a_rootless_daemon_is_told_as_such() -> None:
+    rootless = replace(DAEMON, processes=(replace_process(SUPERVISOR, capabilities="0" * 16), DATA))
+    findings = examined(rootless, with_sysctl("net.ipv4.conf.in0.rp_filter", 1))
+    assert wrong(findings) == []
+    assert found(findings, "privileges").verdict == "note"
+    assert "rootless" in found(findings, "privileges").fact
+    assert "does not get packets of sources without a route" in found(findings, "rp_filter").fact
+    assert "filter" not in [finding.step for finding in findings]
+
+
 def replace_process(process: ProcessFacts, **changes: Any) -> ProcessFacts:
     fields = {field: getattr(process, field) for field in ProcessFacts.__struct_fields__}
     return ProcessFacts(**{**fields, **changes})

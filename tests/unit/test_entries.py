@@ -29,7 +29,7 @@ from mcrelay.entries import (
 from mcrelay.limits import OUTPUTS_MAX, RULE_OUTPUTS_MAX, RULES_MAX
 from mcrelay.rules import Rule
 from mcrelay.ruletext import parse_rule
-from mcrelay.ways import ANY, Link, Way
+from mcrelay.ways import ANY, LINK_RECORD, Link, Way
 from tests.unit.rule_strategies import rules
 
 INPUT = "239.1.1.1:5000%eth0"
@@ -175,6 +175,14 @@ def compiled(rule: Rule, counter: int = 0) -> list[Entry]:
 
 
 GOOD = compile_one(parse_rule(INPUT, [OUTPUT]))
+
+
+def test_both_sides_mean_the_same_by_the_same_numbers(native: ModuleType) -> None:
+    assert {way.name: way.value for way in Way} == native.WAY_NUMBERS
+    assert {flag.name: flag.value for flag in LegFlag} == native.LEG_FLAGS
+    assert {unit.name: unit.value for unit in RateUnit} == native.RATE_UNITS
+    assert (RULE_RECORD.size, OUTPUT_RECORD.size) == (native.RULE_RECORD_SIZE, native.OUTPUT_RECORD_SIZE)
+    assert LINK_RECORD.size == native.LINK_SIZE
 
 
 def check_not_a_description(native: ModuleType, description: bytes) -> None:

@@ -404,6 +404,16 @@ def test_a_daemon_without_its_filter_says_so() -> None:
     assert found(findings, "filter").verdict == "note"
 
 
+def test_what_does_not_reach_a_rootless_daemon_is_told() -> None:
+    supervisor = ProcessFacts("supervisor", 0, "ready", 70, 1000, "0" * 16, "0-1", 0)
+    workers = daemon_with(RULE).workers
+    assert found(walk(daemon_with(RULE, processes=(supervisor, *workers))), "sockets").verdict == "note"
+    findings = walk(daemon_with(RULE, after=0, processes=(supervisor, *workers)))
+    assert wrong(findings) == ["sockets", "counters"]
+    assert "no route back" in found(findings, "sockets").fact
+    assert "net.ipv4.conf.in0.rp_filter=0" in (found(findings, "sockets").remedy or "")
+
+
 # --- outputs ----------------------------------------------------------------------------------------------------------
 
 

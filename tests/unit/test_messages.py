@@ -226,7 +226,7 @@ def test_a_message_is_refused_from_whom_and_where_it_is_not_permitted(row: Row) 
 def test_descriptors_travel_with_few_messages() -> None:
     """What a channel may ever accept descriptors for."""
     carriers = {message.__name__ for message in ALL if message.descriptors is not Message.descriptors}
-    inherited = {"Inherit", "InheritInterface", "InheritPort", "InheritMemberships"}
+    inherited = {"Inherit", "InheritInterface", "InheritPort", "InheritMemberships", "InheritAbsorber"}
     assert carriers == {"Start", "Client", "AttachInterface", "AttachPort"} | inherited
     start = msgspec.convert(full_message(Start), Start)
     assert start.role == "control"
@@ -510,7 +510,8 @@ def test_every_piece_of_all_possible_rules_fits_a_frame(outputs: int, letter: st
     problems: dict[Direction, str] = dict.fromkeys(DIRECTIONS, letter * 256)
     unjoined = {f"{n:091}": letter * 256 for n in range(messages.UNJOINED_MAX)}
     interfaces = tuple(
-        InterfaceRecord(name, slot, DIRECTIONS, problems, {} if slot else unjoined) for name, slot in slots.items()
+        InterfaceRecord(name, slot, DIRECTIONS, (4, 6), problems, {} if slot else unjoined)
+        for name, slot in slots.items()
     )
     total = 0
     for piece, last in in_frames(records):

@@ -9,25 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from lab.recipes import RECIPES, ROOT, commands, removals, rules
+from lab.recipes import RECIPES, ROOT, addition, commands, removals, rules
 from mcrelay.cycles import check_no_cycle
-from mcrelay.rules import Rule, RuleSet
+from mcrelay.rules import RuleSet
 from mcrelay.ruletext import parse_rule
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGE_NAMES = sorted(page.stem for page in RECIPES.glob("*.md") if page.name != "README.md")
 INLINE = re.compile(r"`(?:sudo )?mcrelay (add [^`]+)`")
-
-
-def parse(arguments: list[str]) -> Rule:
-    """`add INPUT OUTPUT... [--name NAME]`"""
-    words = arguments[1:]
-    name = None
-    if "--name" in words:
-        place = words.index("--name")
-        name = words[place + 1]
-        del words[place : place + 2]
-    return parse_rule(words[0], words[1:], name)
 
 
 def additions(page: Path) -> Iterator[list[str]]:
@@ -41,7 +30,7 @@ def additions(page: Path) -> Iterator[list[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_rule_in_the_documentation_parses(page: Path) -> None:
     for arguments in additions(page):
-        parse(arguments)
+        parse_rule(*addition(arguments))
 
 
 def test_commands_are_found() -> None:
@@ -54,8 +43,8 @@ def test_a_page_has_what_each_has_and_its_rules_go_together(page: str) -> None:
     text = (RECIPES / f"{page}.md").read_text()
     assert re.findall(r"^## (.*)$", text, re.MULTILINE)[-3:] == ["Commands", "What to see", "When it does not work"]
     assert f"({page}.md)" in (RECIPES / "README.md").read_text()
-    added = [parse(arguments) for arguments in rules(page)]
-    assert [f"remove {rule.name}".split() for rule in added] == removals(page), "not all is named, or removed"
+    added = [parse_rule(*given) for given in rules(page)]
+    assert [rule.name for rule in added] == removals(page), "not all is named, or removed"
     check_no_cycle(added, RuleSet.of(added).fed_by, {})
 
 

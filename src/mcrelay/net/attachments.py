@@ -18,7 +18,7 @@ import contextlib
 import logging
 import socket
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TypeVar
@@ -26,14 +26,14 @@ from typing import TypeVar
 from mcrelay.errors import RuleError, SystemRefusal
 from mcrelay.handover import Heritage
 from mcrelay.limits import INTERFACES_MAX, RingGeometry
-from mcrelay.messages import InheritInterface, InheritMemberships, InheritPort, Member, Message, Ring
+from mcrelay.messages import InheritAbsorber, InheritInterface, InheritMemberships, InheritPort, Member, Message, Ring
 from mcrelay.net import egress, sockets
-from mcrelay.net.absorbers import Absorbers
+from mcrelay.net.absorbers import Absorbers, Place, place_of
 from mcrelay.net.admission import Admission, Destination, destination_of
 from mcrelay.net.interfaces import Interface
 from mcrelay.net.memberships import Memberships
 from mcrelay.net.plain import Ports, number_of
-from mcrelay.rules import BROADCAST, Address, Membership, Rule
+from mcrelay.rules import Membership, Rule
 from mcrelay.steering import NETWORK
 from mcrelay.turns import in_turns
 from mcrelay.ways import DIRECTIONS, WAYS, Direction
@@ -92,10 +92,11 @@ class Attachments:
         self._by_name: dict[str, Attachment] = {}
         self._memberships = Memberships()
         self._absorbers = Absorbers()
-        self._absorbed: dict[str, tuple[Address, int, int]] = {}  # by rule id: address, port, interface index
+        self._absorbed: dict[str, list[Place]] = {}  # by rule id
         self._uses: Counter[Need] = Counter()
         self._joined: Counter[Membership] = Counter()  # what active rules want
         self._wanted: Counter[tuple[str, Destination]] = Counter()  # what active rules take, by interface
+        self.left_out: set[str] = set()  # of all patterns that match them, for want of room
         self._patterns: dict[str, tuple[Rule, set[str]]] = {}  # by rule id: active, and the names it stands for
         self._may_filter = True
         self._replenishing = False
@@ -123,7 +124,7 @@ class Attachments:
         matches."""
         if not rule.input.is_pattern:
             return {rule.input.interface}
-        return {name for name in present if rule.input.is_on(name)}
+        return {name for name in present if rule.input.is_on(name) and name not in self.left_out}
 
     def needs(self, rule: Rule) -> set[Need]:
         """What an active rule needs now."""
@@ -223,8 +224,11 @@ class Attachments:
         if direction == "ingress":
             if self.ports:
                 self.ports.close_interface(attachment.name)
-            async for membership in in_turns(self._memberships_on(attachment)):
-                self._memberships.leave(opened.index, membership.group, membership.source)
+            try:
+                async for membership in in_turns(self._memberships_on(attachment)):
+                    self._memberships.leave(opened.index, membership.group, membership.source)
+            except OSError as error:  # the rest is closed all the same
+                log.warning("cannot leave the groups of %s: %s", attachment.name, error.strerror)
             attachment.unjoined.clear()
             if attachment.admission:
                 attachment.admission.close()
@@ -261,6 +265,17 @@ class Attachments:
                 Member(index, str(group), str(source) if source else None) for index, group, source in members
             )
             yield InheritMemberships(memberships=memberships), [sock.fileno()]
+        for place, sock in self._absorbers.sockets():
+            message_of_it = InheritAbsorber(address=str(place.address), port=place.port, interface=place.interface)
+            yield message_of_it, [sock.fileno()]
+
+    def refresh(self, present: Mapping[str, Interface]) -> None:
+        """What was adopted says little of interfaces: know their addresses before workers are told."""
+        for attachment in self:
+            interface = present.get(attachment.name)
+            for direction, opened in attachment.opened.items():
+                if interface and interface.index == opened.index and direction != "ingress":
+                    attachment.opened[direction] = interface
 
     def adopt(self, heritage: Heritage) -> None:
         """Go on with all that a predecessor had. Before its rules are kept."""
@@ -271,6 +286,9 @@ class Attachments:
             self.ports.adopt(port.name, [(port.port, socket.socket(fileno=descriptor))])
         for memberships, descriptor in heritage.memberships:
             self.adopt_memberships(memberships, descriptor)
+        for absorber, descriptor in heritage.absorbers:
+            place = Place(ip_address(absorber.address), absorber.port, absorber.interface)
+            self._absorbers.adopt(place, socket.socket(fileno=descriptor))
 
     def adopt_interface(self, message: InheritInterface, descriptors: list[int]) -> None:
         """Go on with one direction of an interface. Before its rules are kept."""
@@ -384,11 +402,10 @@ class Attachments:
         self._wanted.update((name, destination_of(rule.input)) for name in names)
         if self.ports:
             self.ports.keep(names, number_of(rule))
-        elif rule.input.port is not None and not rule.input.address.is_multicast and rule.input.address != BROADCAST:
-            opened = next((self._by_name[name].opened.get("ingress") for name in names), None)
-            place = rule.input.address, rule.input.port, opened.index if opened else 0
-            self._absorbed[rule.id] = place
-            self._absorbers.take(*place)
+        elif places := [place for name in names if (place := place_of(rule.input, name))]:
+            self._absorbed[rule.id] = places
+            for place in places:
+                self._absorbers.take(place)
 
     def release(self, rule: Rule) -> set[str]:
         """The rule is no longer active. leave() and unused() then tell what goes with it. Returns the interfaces that
@@ -404,13 +421,16 @@ class Attachments:
             _decrement(self._wanted, (name, destination_of(rule.input)))
         if self.ports:
             self.ports.release(names, number_of(rule))
-        if place := self._absorbed.pop(rule.id, None):
-            self._absorbers.give_up(*place)
+        for place in self._absorbed.pop(rule.id, ()):
+            self._absorbers.give_up(place)
         return names
 
-    def absorb(self) -> None:
-        """Take the unicast inputs that could not be taken before: a program that had one may be gone."""
+    def absorb(self) -> bool:
+        """Have this host take what comes to unicast inputs, and no more. False if it cannot for some: a program that
+        has one may go later."""
+        self._absorbers.sweep()
         self._absorbers.retry()
+        return not self._absorbers.is_missing
 
     def patterns(self) -> list[tuple[Rule, set[str]]]:
         """The active rules with a pattern, and the names that each stands for at present."""

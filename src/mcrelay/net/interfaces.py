@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_LINK
@@ -68,6 +68,13 @@ class Interface:
     source6: bytes = ANY
     mac: bytes = bytes(6)
     header: int = 14  # bytes of the link-layer header: Ethernet's, or 0 where there is none
+
+    @property
+    def versions(self) -> tuple[Literal[4, 6], ...]:
+        """Of IP, of which it has an address."""
+        if self.has_ipv4:
+            return (4, 6) if self.has_ipv6 else (4,)
+        return (6,) if self.has_ipv6 else ()
 
     def link(self) -> Link:
         """What an engine has to know to write headers."""

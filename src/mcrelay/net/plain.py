@@ -23,7 +23,7 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -145,16 +145,13 @@ class Ports:
     # Sockets.
 
     def open_interface(self, interface: Interface) -> None:
-        """Open what active rules need there. SystemRefusal if the kernel will not, and then nothing is open."""
+        """Open what active rules need there, as far as the kernel lets us: the rest is not open."""
         self._open[interface.name] = {}
         if remark := reverse_path_remark(interface.name, reverse_path_filter(interface.name)):
             log.warning("%s", remark)
-        try:
-            for number in self.wanted(interface.name):
+        for number in self.wanted(interface.name):
+            with suppress(SystemRefusal):
                 self.open(interface, number)
-        except BaseException:
-            self.close_interface(interface.name)
-            raise
 
     def is_open(self, name: str, number: Number) -> bool:
         return number in self._open.get(name, ())

@@ -1,4 +1,4 @@
-"""Packet sockets in their fanout group, and egress sockets.
+"""Packet sockets in their fanout group, through which packets come in.
 
 Functions open and return sockets; the supervisor keeps them. Knows nothing of rules or workers beyond a number of them.
 
@@ -15,7 +15,8 @@ Kernel facts:
   is the one behind the tag. What is not IP costs a run of the filter.
 - It would also see what this host sends. A fanout group does unless its first member says otherwise
   (PACKET_FANOUT_FLAG_IGNORE_OUTGOING), which older kernels do not know: so the filters look at the packet's type, too.
-- PACKET_FANOUT_FLAG_DEFRAG reassembles IPv4 alone, without a look at VLAN tags. Fragments of IPv6 come as they are.
+- PACKET_FANOUT_FLAG_DEFRAG reassembles IPv4 alone, without a look at VLAN tags. Fragments of IPv6 come as they are
+  (native/reassembly.c).
 - PACKET_VNET_HDR (SOCK_RAW only) tells which frames hold several datagrams that a device merged. Before Linux 6.2 it
   knows no such frames of UDP and has the kernel drop them, uncounted by anyone who could say why.
 - PACKET_COPY_THRESH queues a copy of each frame that is longer than its slot in the ring.
