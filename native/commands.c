@@ -93,6 +93,13 @@ static void execute(struct engine *engine, struct command *command)
         given.addresses = engine->own;
         engine->own = command->addresses;
         break;
+    case OPEN_TAP:
+        given.public.result =
+            taps_open(&engine->taps, command->tap.rule, command->fd, command->tap.count, command->tap.snap);
+        break;
+    case CLOSE_TAP:
+        given.public.result = taps_close(&engine->taps, command->fd);
+        break;
     case PROBE:
         break;
     case STOP:
@@ -252,6 +259,16 @@ int64_t engine_set_own_addresses(struct engine *engine, const uint8_t *packed, s
     if (ticket < 0)
         addresses_free(addresses);
     return ticket;
+}
+
+int64_t engine_open_tap(struct engine *engine, uint32_t rule, int fd, uint64_t count, uint32_t snap)
+{
+    return submit(engine, (struct command){.kind = OPEN_TAP, .fd = fd, .tap = {count, rule, snap}});
+}
+
+int64_t engine_close_tap(struct engine *engine, int fd)
+{
+    return submit(engine, (struct command){.kind = CLOSE_TAP, .fd = fd});
 }
 
 int64_t engine_probe(struct engine *engine)

@@ -16,6 +16,7 @@
 #include "loops.h"
 #include "pace.h"
 #include "reassembly.h"
+#include "tap.h"
 
 #include <liburing.h>
 
@@ -33,7 +34,7 @@ static inline uint64_t user_data(enum kind kind, uint32_t index)
 
 enum command_kind {
     ATTACH_INGRESS, DETACH_INGRESS, ADD_SOCKET, REMOVE_SOCKET, ATTACH_EGRESS, DETACH_EGRESS, SET_RULES,
-    SET_OWN_ADDRESSES, PROBE, STOP,
+    SET_OWN_ADDRESSES, OPEN_TAP, CLOSE_TAP, PROBE, STOP,
 };
 
 struct command {
@@ -41,12 +42,17 @@ struct command {
     uint64_t ticket;
     unsigned interface;
     enum way way;
-    int fd;                      /* ADD_SOCKET */
+    int fd;                      /* ADD_SOCKET, OPEN_TAP, CLOSE_TAP */
     uint32_t number;             /* of that, and of REMOVE_SOCKET */
     struct egress egress;        /* ATTACH_EGRESS */
     struct ingress *ingress;     /* ATTACH_INGRESS */
     struct table *table;         /* SET_RULES */
     struct addresses *addresses; /* SET_OWN_ADDRESSES */
+    struct {                     /* OPEN_TAP */
+        uint64_t count;
+        uint32_t rule;
+        uint32_t snap;
+    } tap;
 };
 
 /* The answer carries back what the command side has to free. */
@@ -111,6 +117,7 @@ struct engine {
     uint64_t last_ticket;
     uint32_t outstanding;
 
+    struct taps taps; /* the engine's thread's */
     struct command_queue commands;
     struct answer_queue answers;
     struct runs runs;

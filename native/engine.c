@@ -353,6 +353,7 @@ int engine_open(struct engine **out, struct counters_page *counters, int command
     for (unsigned i = 0; i < TABLE_EGRESSES; i++)
         engine->egress[i].fd = -1;
     runs_init(&engine->runs);
+    taps_init(&engine->taps);
     engine->runs.identification = (uint32_t)now_ns() | 1; /* not that of an engine before, or of another worker */
     *out = engine;
     return 0;

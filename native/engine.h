@@ -76,6 +76,11 @@ int64_t engine_set_rules(struct engine *engine, const uint8_t *records, size_t l
 /* These are the addresses of this host (addresses.h says how they are described), and no others: what comes from one of
  * them is not forwarded. None until then. */
 int64_t engine_set_own_addresses(struct engine *engine, const uint8_t *packed, size_t length);
+/* Show the next `count` packets of the rule counted at `rule` by the socket `fd` (tap.h says how), no more than `snap`
+ * bytes of each. Answer -EBUSY if too many taps are open, -EINVAL for a number out of range. */
+int64_t engine_open_tap(struct engine *engine, uint32_t rule, int fd, uint64_t count, uint32_t snap);
+/* Answer -ENOENT if it is none's. */
+int64_t engine_close_tap(struct engine *engine, int fd);
 /* Does nothing; the answer shows that the engine's thread works. */
 int64_t engine_probe(struct engine *engine);
 /* Answer -EALREADY behind another stop. */

@@ -27,6 +27,8 @@ static void settle(struct engine *engine, struct ingress *ingress, uint32_t slot
 
         count(state->copies_sent ? &rule->forwarded : &rule->dropped, state->datagrams);
     }
+    if (state->tapped)
+        taps_settle(&engine->taps, state->tapped, state->copies_sent ? DROP_NONE : (enum drop_reason)state->reason);
     if (state->reassembled)
         reassembly_release(engine->reassembly, state->reassembled);
     ingress->kind->give_back(ingress, slot);
@@ -47,6 +49,8 @@ static void drop_copies(struct engine *engine, struct ingress *ingress, uint32_t
     if (state->reason == DROP_NONE || reason < state->reason)
         state->reason = (uint8_t)reason;
     count(&engine->counters->outputs[output].dropped[counters_output_drop(reason)], datagrams);
+    if (state->tapped)
+        taps_drop(&engine->taps, state->tapped, output, datagrams, reason);
 }
 
 void forward_sent(struct engine *engine, uint16_t index, int result)
@@ -146,6 +150,19 @@ static bool reassemble(struct engine *engine, struct ingress *ingress, uint32_t 
     return true;
 }
 
+/* Note the current packet, if somebody watches its rule. */
+static uint16_t tap(struct engine *engine, const struct ingress *ingress, const struct frame *frame, uint8_t reassembled,
+                    const struct table_rule *rule)
+{
+    const uint8_t *data = frame->packet ? NULL : frame->data;
+    size_t length = frame->length;
+
+    if (reassembled)
+        data = reassembly_packet(engine->reassembly, reassembled, &length);
+    return taps_take(&engine->taps, rule->counter, rule->outputs_count, ingress->interface, &engine->current.packet, data,
+                     length, frame->arrived_ns);
+}
+
 /* Look at a packet just taken from an ingress queue: make it the current one, or drop it. */
 static void begin(struct engine *engine, struct ingress *ingress, uint32_t slot, const struct frame *frame)
 {
@@ -177,6 +194,8 @@ static void begin(struct engine *engine, struct ingress *ingress, uint32_t slot,
         count(&engine->counters->received_bytes, packet->payload_length);
         rule = engine->table ? table_find(engine->table, packet, ingress->interface) : NULL;
         reason = rule ? admit(engine, ingress, packet, rule) : packet->vlan ? DROP_VLAN_TAGGED : DROP_NO_RULE;
+        if (engine->taps.open && rule)
+            state->tapped = tap(engine, ingress, frame, state->reassembled, rule);
     }
     if (reason != DROP_NONE) {
         if (reason == DROP_MERGED)

@@ -26,6 +26,7 @@ struct frame {
     uint16_t vlan;    /* id of its tag; 0: it has none */
     enum drop_reason reason; /* what the metadata alone already says, or DROP_NONE */
     bool checksum_vouched;
+    uint64_t arrived_ns; /* since the epoch; 0: the kernel has not said */
     const struct packet *packet; /* NULL, or what is in it, which the kernel has taken apart. Until the next frame */
 };
 

@@ -23,6 +23,7 @@ struct pool_slot {
     uint8_t reassembled; /* 0: the packet lies in the slot, else its handle: there (reassembly.h) */
     uint8_t copies_sent; /* 1 as soon as one copy left */
     uint8_t reason;      /* enum drop_reason, counted if no copy left */
+    uint16_t tapped;     /* what tap.h calls it; 0: nobody watches */
 };
 
 #define POOL_NO_RULE UINT32_MAX

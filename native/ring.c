@@ -267,6 +267,7 @@ static bool ring_next(struct ingress *ingress, uint32_t *slot, struct frame *fra
         return true;
     }
     frame->data = (const uint8_t *)header + header->tp_net;
+    frame->arrived_ns = (uint64_t)header->tp_sec * 1000000000u + header->tp_nsec;
     frame->length = header->tp_snaplen - (header->tp_net - header->tp_mac);
     whole = header->tp_snaplen >= header->tp_len || read_whole(ring, index, header, frame);
     ingress_judge(frame, header->tp_status, header->tp_vlan_tci,

@@ -25,7 +25,19 @@ from mcrelay.cycles import check_no_cycle
 from mcrelay.errors import Busy, RuleError
 from mcrelay.handover import Heritage
 from mcrelay.links import Links, Retired
-from mcrelay.messages import AddRule, InheritRules, InterfaceRecord, Message, RemoveRule, RuleRecord, SyncRules
+from mcrelay.messages import (
+    AddRule,
+    InheritRules,
+    InterfaceRecord,
+    Message,
+    OpenTap,
+    RemoveRule,
+    RequestTap,
+    RuleRecord,
+    SyncRules,
+    TapOpened,
+)
+from mcrelay.net.tap_sockets import open_tap
 from mcrelay.rules import Rule, RuleSet, Target, check_generation
 from mcrelay.ruletext import parse_rule
 from mcrelay.turns import in_turns
@@ -333,6 +345,29 @@ class ActiveRules:
         self._output_counters.update(active.record.output_counters)
         for owner in active.rule.owners(self._workers):
             self._of_worker[owner][active.rule.id] = active
+
+    async def open_tap(self, request: RequestTap) -> tuple[TapOpened, list[int]]:
+        """Have the workers that own a rule show its packets: the answer, and the sockets that they show them by, which
+        are the caller's. No end of them stays here, so a tap ends with its reader or with the worker."""
+        await self._wait_for_owners([self._find_active(request.rule).rule])
+        async with self._change():
+            active = self._find_active(request.rule)
+            owners = tuple(sorted(active.rule.owners(self._workers)))
+            with contextlib.ExitStack() as stack:
+                readers = []
+                for child in (self._data[owner] for owner in owners):
+                    reader, writer = open_tap()
+                    readers.append(stack.enter_context(reader))
+                    ticket = child.ticket()
+                    command = OpenTap(
+                        ticket=ticket,
+                        rule=active.record.counter,
+                        count=request.count,
+                        snap_length=request.snap_length,
+                    )
+                    await child.command(ticket, (command, [writer.detach()]), give=True)
+                descriptors = [reader.detach() for reader in readers]
+        return TapOpened(id=request.id, workers=owners), descriptors
 
     async def replenish(self) -> None:
         """Sockets for the next interface."""

@@ -10,8 +10,18 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from mcrelay.limits import RULE_OUTPUTS_MAX
-from mcrelay.messages import HugeText, Id, LongText, Message, Positive, ProcessFacts, Text
+from mcrelay.limits import RULE_OUTPUTS_MAX, TAP_BYTES_MAX
+from mcrelay.messages import (
+    HugeText,
+    Id,
+    LongText,
+    Message,
+    PacketCount,
+    Positive,
+    ProcessFacts,
+    SnapLength,
+    Text,
+)
 
 PROTOCOL: Final = 1
 
@@ -221,6 +231,59 @@ class Upgrade(Message, frozen=True):
 class Upgraded(Message, frozen=True):
     id: Id
     pid: int  # of the new daemon
+
+
+class StartTap(Message, frozen=True):
+    """Show the next packets of a rule, `count` of them if given, no more than `snap_length` bytes of each. It ends with
+    the connection at the latest."""
+
+    id: Id
+    rule: HugeText  # name or id
+    count: PacketCount | None = None
+    snap_length: SnapLength = TAP_BYTES_MAX
+
+
+class TapStarted(Message, frozen=True):
+    id: Id
+    rule: RuleFacts
+    workers: Positive  # that have the rule
+
+
+class OutputDrop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An output by which no copy left, or not all of them, and why."""
+
+    output: str
+    reason: str
+
+
+class TappedPacket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A packet that matched a rule, and what became of it."""
+
+    time_ns: Positive  # since the epoch: when it arrived, or where that is not known, when the worker took it up
+    worker: Positive
+    interface: str  # that it came in by
+    vlan: Positive  # 0: untagged
+    length: Positive  # of the IP packet
+    datagrams: Annotated[int, msgspec.Meta(ge=1)]  # in the packet: several where a device merged them
+    outputs: Positive  # of the rule
+    copies: Positive  # datagrams that left, over all outputs
+    verdict: str  # "forwarded", if any copy left, or the reason of the drop
+    dropped: tuple[OutputDrop, ...]  # the first of them
+    data: bytes  # the packet from its IP header on, as far as was asked for
+
+
+class Tapped(Message, frozen=True):
+    """Packets of a tap."""
+
+    id: Id
+    packets: tuple[TappedPacket, ...]
+    lost: Positive  # so far: more than could be shown in time
+
+
+class TapEnded(Message, frozen=True):
+    """As many packets as were asked for have been shown."""
+
+    id: Id
 
 
 class GetWorkers(Message, frozen=True):

@@ -244,17 +244,23 @@ class Child:
         self._last_ticket += 1
         return self._last_ticket
 
-    async def command(self, ticket: int, *parts: tuple[Message, Sequence[int]], patience_s: float = 0.0) -> None:
+    async def command(
+        self, ticket: int, *parts: tuple[Message, Sequence[int]], patience_s: float = 0.0, give: bool = False
+    ) -> None:
         """Send a command, which may take several messages, and wait until the worker acknowledges its ticket. Busy if
-        it refuses or dies; a worker that does not answer in time is ended, and its next life starts right."""
+        it refuses or dies; a worker that does not answer in time is ended, and its next life starts right. Descriptors
+        are borrowed, or with `give` closed in any case."""
         channel = self._channels.get("command_sock" if self.role == "data" else "request_sock")
         if channel is None:
+            if give:
+                for descriptor in (descriptor for _message, descriptors in parts for descriptor in descriptors):
+                    os.close(descriptor)
             raise Busy(f"{self.name} is being restarted", "try again")
         future = self._loop.create_future()
         self._waiting[ticket] = future
         try:
             for message, descriptors in parts:
-                channel.send(message, descriptors)
+                channel.send(message, descriptors, give=give)
             await asyncio.wait_for(future, ACKNOWLEDGE_S + patience_s)
         except TimeoutError:
             log.error("%s did not answer within %.1f s: restarting it", self.name, ACKNOWLEDGE_S + patience_s)

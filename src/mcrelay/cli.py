@@ -9,19 +9,21 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Final, NoReturn
+from collections.abc import Sequence
+from typing import Final, NoReturn
 
 import click
 
-from mcrelay import __version__, cli_diagnose, cli_traffic
+from mcrelay import __version__, cli_diagnose, cli_tap, cli_traffic
 from mcrelay.api import Paused, RuleFacts, RuleStats, Stats
+from mcrelay.cli_options import json_option as _json_option
+from mcrelay.cli_options import socket_option as _socket_option
 from mcrelay.client import Client
 from mcrelay.codec import json_text, to_json
 from mcrelay.errors import EXIT_CODES, Error, UsageError
 from mcrelay.limits import LATENCY_BUDGET_US_DEFAULT, LATENCY_BUDGET_US_MAX, RING_MEMORY_DEFAULT, WORKERS_MAX
 from mcrelay.messages import ProcessFacts
-from mcrelay.places import SYSTEM_SOCKET, VARIABLE, find_socket, user_socket
+from mcrelay.places import SYSTEM_SOCKET, VARIABLE, user_socket
 from mcrelay.rootless import check_cores
 
 WATCH_S: Final = 1.0
@@ -65,21 +67,8 @@ cli.add_command(cli_traffic.send)
 cli.add_command(cli_traffic.receive)
 cli.add_command(cli_diagnose.explain)
 cli.add_command(cli_diagnose.doctor)
-
-
-def _socket_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--socket",
-        "path",
-        default=find_socket,
-        show_default=f"MCRELAY_SOCKET, or {SYSTEM_SOCKET}, or where this user's rootless daemon is",
-        metavar="PATH",
-        help="The daemon's socket.",
-    )(function)
-
-
-def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
+cli.add_command(cli_tap.trace)
+cli.add_command(cli_tap.capture)
 
 
 @cli.command()

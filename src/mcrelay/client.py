@@ -17,7 +17,7 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -43,7 +43,11 @@ from mcrelay.api import (
     Rules,
     RuleStats,
     RuleText,
+    StartTap,
     Stats,
+    TapEnded,
+    Tapped,
+    TapStarted,
     Upgrade,
     Upgraded,
     Version,
@@ -52,6 +56,7 @@ from mcrelay.api import (
 from mcrelay.codec import Codec, encode, in_frames
 from mcrelay.errors import Busy, Error, NotPermitted, Unavailable
 from mcrelay.frames import FrameReader, Malformed
+from mcrelay.limits import TAP_BYTES_MAX
 from mcrelay.messages import Message, ProcessFacts
 from mcrelay.places import SYSTEM_SOCKET, find_socket
 
@@ -210,6 +215,46 @@ class Client:
         forwards. Nothing is lost. This connection ends with the old one."""
         self._sock.settimeout(UPGRADE_S)
         return self._ask(Upgrade(id=self._next_id()), Upgraded)
+
+    def tap(
+        self,
+        rule: str,
+        *,
+        count: int | None = None,
+        snap_length: int = TAP_BYTES_MAX,
+        patience_s: float | None = None,
+    ) -> Iterator[Tapped]:
+        """Watch the next packets of a rule, `count` of them or without end, no more than `snap_length` bytes of each.
+        An item has several packets where they come fast, and says how many were lost so far because they came too
+        fast; with `patience_s`, it has none when nothing came for so long. The connection is the tap's until the
+        iteration ends; the next call connects anew. Error when the tap ends otherwise: with its rule, with a worker,
+        with the daemon."""
+        started = self._ask(StartTap(id=self._next_id(), rule=rule, count=count, snap_length=snap_length), TapStarted)
+        return self._watch(started, patience_s)
+
+    def _watch(self, started: TapStarted, patience_s: float | None) -> Iterator[Tapped]:
+        lost = 0
+        self._sock.settimeout(patience_s)
+        try:
+            while True:
+                try:
+                    message = self._receive()
+                except TimeoutError:
+                    yield Tapped(id=started.id, packets=(), lost=lost)
+                    continue
+                except OSError as error:
+                    raise Unavailable(f"lost the daemon at {self._path}: {error.strerror}", "try again") from None
+                match message:
+                    case Tapped():
+                        lost = message.lost
+                        yield message
+                    case TapEnded():
+                        return
+                    case Failure():
+                        raise Error(message.message, message.hint, code=message.code)
+        finally:
+            self._is_lost = True  # more of it may be under way
+            self.close()
 
     # The wire.
 

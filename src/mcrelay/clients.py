@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Final
 
-from mcrelay.api import Change, Failure, RuleText
+from mcrelay.api import Change, Failure, RuleText, StartTap
 from mcrelay.channel import Channel
 from mcrelay.codec import Codec
 from mcrelay.errors import Busy, Error, RuleError
@@ -42,8 +42,11 @@ TEXT_OVERHEAD: Final = 64  # bytes of memory of a text besides its characters
 UNFINISHED_S: Final = 5.0
 HELD_MAX: Final = 128 * 1024 * 1024  # bytes of what all clients have not finished or not read
 SWEEP_S: Final = 1.0
+# Who watches packets and does not read loses packets, and may be slow for as long as that is all: somebody reads them.
+WATCHER_HELD_MAX: Final = 1024 * 1024  # bytes
 
 Serve = Callable[[Message], Coroutine[None, None, Message]]
+Watch = Callable[[StartTap, "Connection"], Coroutine[None, None, Message]]
 
 
 class Connection:
@@ -53,6 +56,7 @@ class Connection:
         self.peer = peer
         self._clients = clients
         self._requests = 0
+        self._taps = 0  # of the requests
         self._serving = 0  # bytes of changes under way
         self._incoming: tuple[list[RuleText], list[str]] = [], []  # of an unfinished Change
         self._incoming_id: int | None = None
@@ -60,6 +64,7 @@ class Connection:
         self._incoming_since = 0.0
         self._refused: set[int] = set()  # changes whose last piece has not come
         self._loop = asyncio.get_running_loop()
+        self.gone: asyncio.Future[None] = self._loop.create_future()
         self.channel = Channel(
             f"client {peer.pid} of user {peer.uid}",
             sock,
@@ -96,7 +101,8 @@ class Connection:
     def close_if_overdue(self, now: float) -> None:
         """Close it if it has left something undone for too long."""
         limit_s, hint = f"within {UNFINISHED_S:.0f} s", "send a request, and all pieces of a change, at once"
-        if self.channel.unsent_since < now - UNFINISHED_S:
+        watches = self._taps > 0 and self.channel.held < WATCHER_HELD_MAX
+        if self.channel.unsent_since < now - UNFINISHED_S and not watches:
             log.warning("%s has not read its answers %s: closed", self.channel.name, limit_s)
             self.close()
         elif self.channel.unfinished_since < now - UNFINISHED_S:
@@ -174,7 +180,11 @@ class Connection:
 
     async def _serve(self, message: Message, size: int) -> None:
         try:
-            self.reply(await self._clients.serve(message))
+            if isinstance(message, StartTap):
+                self._taps += 1
+                self.reply(await self._clients.watch(message, self))
+            else:
+                self.reply(await self._clients.serve(message))
         except Error as error:
             self.reply(_failure(message, error))
         except Exception:
@@ -182,6 +192,7 @@ class Connection:
             self.reply(_failure(message, Error("an error inside the daemon", "its log says more")))
         finally:
             self._requests -= 1
+            self._taps -= isinstance(message, StartTap)
             self._serving -= size
 
 
@@ -201,10 +212,12 @@ def _failure(request: Message, error: Error) -> Failure:
 
 
 class Clients:
-    """All of them. `serve` gives the reply to a whole request, or an Error; `keep` holds a task until it is done."""
+    """All of them. `serve` gives the reply to a whole request, or an Error; `watch` does when a tap has ended, and
+    sends the connection what it shows meanwhile; `keep` holds a task until it is done."""
 
-    def __init__(self, serve: Serve, keep: Callable[[asyncio.Task[None]], None]) -> None:
+    def __init__(self, serve: Serve, watch: Watch, keep: Callable[[asyncio.Task[None]], None]) -> None:
         self.serve = serve
+        self.watch = watch
         self.keep = keep
         self.frames_malformed = 0
         self._connections: set[Connection] = set()
@@ -241,6 +254,7 @@ class Clients:
         if connection not in self._connections:
             return
         self._connections.discard(connection)
+        connection.gone.set_result(None)
         uid = connection.peer.uid
         self._of_user[uid] -= 1
         if not self._of_user[uid]:

@@ -17,7 +17,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -46,7 +46,10 @@ from mcrelay.api import (
     RuleFacts,
     Rules,
     RuleStats,
+    StartTap,
     Stats,
+    TapEnded,
+    TapStarted,
     Upgrade,
     Upgraded,
     Version,
@@ -54,9 +57,9 @@ from mcrelay.api import (
     WorkerStats,
 )
 from mcrelay.channel import Channel
-from mcrelay.clients import Clients
+from mcrelay.clients import Clients, Connection
 from mcrelay.codec import Codec, in_frames
-from mcrelay.errors import Busy, Error
+from mcrelay.errors import Busy, Error, RuleError, Unavailable
 from mcrelay.flowtable import FlowTable
 from mcrelay.frames import Malformed
 from mcrelay.messages import (
@@ -76,13 +79,16 @@ from mcrelay.messages import (
     Refused,
     Replaced,
     ReplaceWorker,
+    RequestTap,
     RuleRecord,
     Shutdown,
     Start,
+    TapOpened,
 )
 from mcrelay.process import name_process
 from mcrelay.rules import Rule, RuleSet, check_generation
 from mcrelay.ruletext import parse_rule
+from mcrelay.taps import Tap
 from mcrelay.turns import in_turns
 from mcrelay.worker import Life
 
@@ -92,6 +98,7 @@ SUPERVISOR_S: Final = 10.0  # for the answer to one request
 UPGRADE_S: Final = 30.0
 PAUSE_TRIES: Final = 20  # against others who change rules
 RECORDED_S: Final = 2.0  # for a change of somebody else's to be known here
+COUNT_MAX: Final = 2**53  # packets of a tap: as good as without end
 FINISH_S: Final = 0.5  # for requests that are under way at the end
 OUTPUTS_PER_REPLY: Final = 1500  # of rules listed, so that a reply fits a frame (about 300 bytes each)
 
@@ -109,9 +116,11 @@ class ControlPlane:
         self._frames_malformed = 0
         self._table = FlowTable()
         self._pages = [_map_page(fd) for fd in page_fds]
-        self._clients = Clients(self.serve, self.keep)
+        self._clients = Clients(self.serve, self.watch, self.keep)
+        self._taps: set[Tap] = set()
+        self._slot_names: dict[int, str] = {}  # of interfaces
         self._tasks: set[asyncio.Task[None]] = set()
-        self._asked: dict[int, asyncio.Future[Message]] = {}
+        self._asked: dict[int, asyncio.Future[tuple[Message, list[int]]]] = {}
         self._last_id = 0
         self._in_snapshot = False
         self._recorded = asyncio.Condition()
@@ -146,6 +155,7 @@ class ControlPlane:
 
     async def _finish(self) -> None:
         """Answer what is about to be answered, and exit."""
+        self._end_taps(Unavailable("the daemon stops, or another takes its place", "start the tap again"))
         under_way = self._tasks - {asyncio.current_task()}
         if under_way:
             await asyncio.wait(under_way, timeout=FINISH_S)
@@ -169,6 +179,9 @@ class ControlPlane:
                 self._table = FlowTable(self._table.rules, self._table.records)
                 self._in_snapshot = False
             self._table.interfaces = {record.name: record for record in message.interfaces}
+            self._slot_names.clear()
+            self._slot_names.update((record.slot, record.name) for record in message.interfaces)
+            self._end_taps_of_none()
             self._table.generation = message.generation
             self.keep(asyncio.get_running_loop().create_task(self._notify_recorded()))
 
@@ -178,10 +191,12 @@ class ControlPlane:
 
     def _from_requests(self, message: Message, descriptors: list[int]) -> None:
         match message:
-            case Applied() | Refused() | Replaced() | HandedOver() | Processes():
+            case Applied() | Refused() | Replaced() | HandedOver() | Processes() | TapOpened():
                 future = self._asked.pop(message.id, None)
                 if future and not future.done():
-                    future.set_result(message)
+                    future.set_result((message, descriptors))
+                else:
+                    _close(descriptors)
             case Probe():
                 self._requests.send(Acknowledge(ticket=message.ticket))
             case ListRules() | GetStats():
@@ -197,14 +212,21 @@ class ControlPlane:
         self, make: Callable[[int], Iterable[Message]], expect: type[Reply], patience_s: float = SUPERVISOR_S
     ) -> Reply:
         """Ask the supervisor, in one message or several. The Error of a refusal; Unanswered if it does not answer."""
+        reply, _none = await self._ask_for(make, expect, patience_s)
+        return reply
+
+    async def _ask_for(
+        self, make: Callable[[int], Iterable[Message]], expect: type[Reply], patience_s: float = SUPERVISOR_S
+    ) -> tuple[Reply, list[int]]:
+        """The same, with the descriptors that came with the answer."""
         self._last_id += 1
         request_id = self._last_id
-        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[tuple[Message, list[int]]] = asyncio.get_running_loop().create_future()
         self._asked[request_id] = future
         try:
             for message in make(request_id):
                 self._requests.send(message)
-            reply = await asyncio.wait_for(future, patience_s)
+            reply, descriptors = await asyncio.wait_for(future, patience_s)
         except TimeoutError:
             raise Unanswered("the supervisor does not answer", "its log says more") from None
         finally:
@@ -212,8 +234,9 @@ class ControlPlane:
         if isinstance(reply, Refused):
             raise Error(reply.message, reply.hint, code=reply.code)
         if not isinstance(reply, expect):
+            _close(descriptors)
             raise Error(f"the supervisor answered with {type(reply).__name__}", "its log says more")
-        return reply
+        return reply, descriptors
 
     async def _wait_recorded(self, generation: int) -> None:
         async with self._recorded:
@@ -323,6 +346,44 @@ class ControlPlane:
         await self._wait_recorded(applied.generation)
         return applied
 
+    async def watch(self, message: StartTap, connection: Connection) -> TapEnded:
+        """Show a client packets of a rule until it has seen enough."""
+        rule = self._table.rules.find(message.rule)
+        record = self._table.records[rule.id]
+        opened, descriptors = await self._ask_for(
+            lambda i: [
+                RequestTap(id=i, rule=rule.id, count=message.count or COUNT_MAX, snap_length=message.snap_length)
+            ],
+            TapOpened,
+        )
+        tap = Tap(
+            message,
+            record.counter,
+            opened.workers,
+            [socket.socket(fileno=descriptor) for descriptor in descriptors],
+            self._slot_names,
+            dict(zip(record.output_counters, record.outputs, strict=True)),
+        )
+        self._taps.add(tap)
+        try:
+            self._end_taps_of_none()
+            connection.reply(TapStarted(id=message.id, rule=self._facts(rule), workers=len(opened.workers)))
+            await tap.run(connection)
+        finally:
+            self._taps.discard(tap)
+        return TapEnded(id=message.id)
+
+    def _end_taps(self, why: Error, *, unless: Collection[int] = ()) -> None:
+        """But those of rules that are counted at one of these."""
+        for tap in self._taps:
+            if tap.rule_counter not in unless:
+                tap.end(why)
+
+    def _end_taps_of_none(self) -> None:
+        if self._taps:
+            there = {record.counter for record in self._table.records.values()}
+            self._end_taps(RuleError("the rule has been removed or replaced", "start the tap again"), unless=there)
+
     def _list(self, message: ListRules) -> Rules:
         rules, more = _page_of(self._table.after(message.after))
         return Rules(
@@ -407,6 +468,11 @@ class ControlPlane:
             for reason, n in page_dropped.items():
                 dropped[reason] = dropped.get(reason, 0) + n
         return OutputStats(output=text, packets=packets, bytes=size, dropped=dropped)
+
+
+def _close(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _map_page(fd: int) -> counters.Page:

@@ -30,7 +30,7 @@ from mcrelay.engines.base import Engine
 from mcrelay.entries import Entry, compile_rule, distinct, mapped
 from mcrelay.errors import EXIT_CODES, Busy, Error, SystemRefusal
 from mcrelay.frames import Malformed
-from mcrelay.limits import RingGeometry
+from mcrelay.limits import TAPS_MAX, RingGeometry
 from mcrelay.messages import (
     Acknowledge,
     AddRule,
@@ -40,6 +40,7 @@ from mcrelay.messages import (
     DetachPort,
     Failed,
     Message,
+    OpenTap,
     Probe,
     Ready,
     RemoveRule,
@@ -263,6 +264,8 @@ class DataPlane:
                 self._change(
                     message.ticket, lambda rules: self._follow(rules, message.slots), for_patterns=message.slots
                 )
+            case OpenTap():
+                self._open_tap(message, descriptors[0])
             case Probe():
                 self._execute(message.ticket, self._engine.probe, lambda error: None)
             case Shutdown():
@@ -414,6 +417,30 @@ class DataPlane:
             return
         step = functools.partial(self._engine.set_own_addresses, addresses)
         self._execute(message.ticket, step, lambda error: None)
+
+    def _open_tap(self, message: OpenTap, fd: int) -> None:
+        def answered(error: int) -> None:
+            if error:
+                os.close(fd)
+            else:
+                self._loop.add_reader(fd, self._close_tap, fd)  # nobody writes to us: whatever comes is its end
+            why = f"{TAPS_MAX} taps are open" if error == errno.EBUSY else os.strerror(error)
+            self._acknowledge(message.ticket, why if error else None)
+
+        try:
+            self._answers[self._engine.open_tap(message.rule, fd, message.count, message.snap_length)] = answered
+        except OSError as error:
+            os.close(fd)
+            self._acknowledge(message.ticket, error.strerror)
+
+    def _close_tap(self, fd: int) -> None:
+        """Its reader is gone. Where the engine has too many commands waiting, the loop calls again."""
+        try:
+            ticket = self._engine.close_tap(fd)
+        except BlockingIOError:
+            return
+        self._loop.remove_reader(fd)
+        self._answers[ticket] = lambda error: os.close(fd)
 
     def _close_socket(self, slot: int, direction: Direction) -> None:
         _close(self._sockets.pop((slot, direction), -1))

@@ -18,6 +18,10 @@ PORTS_MAX: Final = 1024  # of an interface in rootless mode, a socket each; a wo
 WORKERS_MAX: Final = 64  # one per core; the control plane gets a counter page of each in one message
 CLIENTS_MAX: Final = 2048  # connected at once: 1,000 that watch, and as many that come and go; 8 MiB when idle
 
+TAPS_MAX: Final = 4  # open at once in one worker: each costs a send for each of its packets
+TAP_BYTES_MAX: Final = 65575  # of a tapped packet: the longest IPv6 packet but for jumbograms
+TAP_BYTES_DEFAULT: Final = 128  # headers and the beginning of the payload
+
 LATENCY_BUDGET_US_MAX: Final = 10_000  # beyond that a ring of the usual size overflows at a million packets/s
 LATENCY_BUDGET_US_DEFAULT: Final = 50  # docs/benchmarks.md has the measurement
 

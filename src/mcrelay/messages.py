@@ -25,6 +25,7 @@ from mcrelay.limits import (
     OUTPUTS_MAX,
     RULE_OUTPUTS_MAX,
     RULES_MAX,
+    TAP_BYTES_MAX,
     WORKERS_MAX,
 )
 from mcrelay.ways import Direction
@@ -43,6 +44,8 @@ Slot = Annotated[int, msgspec.Meta(ge=0, lt=INTERFACES_MAX)]
 Mtu = Annotated[int, msgspec.Meta(ge=68, le=65536)]
 Port = Annotated[int, msgspec.Meta(ge=1, lt=2**17)]  # of rootless mode: a port, and 2**16 for IPv6
 Positive = Annotated[int, msgspec.Meta(ge=0)]
+PacketCount = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+SnapLength = Annotated[int, msgspec.Meta(ge=0, le=TAP_BYTES_MAX)]  # bytes of a packet
 UNJOINED_MAX: Final = 100  # groups, of all interfaces, that are told; a log line has how many there are
 
 
@@ -192,6 +195,25 @@ class Replaced(Message, frozen=True):
     pid: int
 
 
+class RequestTap(Message, frozen=True):
+    """Have the workers show the next packets of a rule."""
+
+    id: Id
+    rule: Text  # id
+    count: PacketCount
+    snap_length: SnapLength
+
+
+class TapOpened(Message, frozen=True):
+    """These workers do, and with the message comes a socket from each, in this order."""
+
+    id: Id
+    workers: Annotated[tuple[Positive, ...], msgspec.Meta(max_length=WORKERS_MAX)]
+
+    def descriptors(self) -> int:
+        return len(self.workers)
+
+
 class HandOver(Message, frozen=True):
     """Have a new daemon take the place of this one."""
 
@@ -301,6 +323,19 @@ class SetPatternInterfaces(Message, frozen=True):
 
     ticket: Id
     slots: Annotated[dict[Text, Slot], msgspec.Meta(max_length=INTERFACES_MAX)]
+
+
+class OpenTap(Message, frozen=True):
+    """Show the next packets of the rule with this counter, no more than `snap_length` bytes of each, by the socket that
+    comes with the message, until that is closed at its other end."""
+
+    ticket: Id
+    rule: RuleCounter
+    count: PacketCount
+    snap_length: SnapLength
+
+    def descriptors(self) -> int:
+        return 1
 
 
 class Probe(Message, frozen=True):

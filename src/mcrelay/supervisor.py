@@ -45,6 +45,7 @@ from mcrelay.messages import (
     Refused,
     Replaced,
     ReplaceWorker,
+    RequestTap,
     RuleRecord,
     Start,
 )
@@ -480,6 +481,8 @@ class Supervisor:
                 self._collect(child, message)
             case ReplaceWorker():
                 self._spawn_task(self._replace(child, message))
+            case RequestTap():
+                self._spawn_task(self._serve_tap(child, message))
             case HandOver():
                 self._spawn_task(self._serve_hand_over(message))
             case GetProcesses():
@@ -545,6 +548,21 @@ class Supervisor:
             reply = Refused(id=request.id, code="internal", message=f"unexpected: {error!r}"[:4096], hint="see the log")
         if child.restarts == life:  # a new life has not asked, and may use the same ids
             child.tell("request_sock", reply)
+
+    async def _serve_tap(self, child: Child, request: RequestTap) -> None:
+        life = child.restarts
+        reply: Message
+        descriptors: list[int] = []
+        try:
+            reply, descriptors = await self._active.open_tap(request)
+        except (Error, OSError) as error:
+            refusal = error if isinstance(error, Error) else SystemRefusal(f"cannot open a tap: {error.strerror}")
+            reply = _refused(request.id, refusal)
+        if child.restarts == life:
+            child.tell("request_sock", reply, descriptors, give=True)
+        else:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     def _changed(self, added: list[RuleRecord], removed: Sequence[str]) -> None:
         self._state.note(self._active.generation, self._active.records())

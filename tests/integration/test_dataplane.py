@@ -21,7 +21,7 @@ from mcrelay.channel import Channel
 from mcrelay.codec import Codec
 from mcrelay.dataplane import DataPlane
 from mcrelay.entries import Entry
-from mcrelay.limits import RingGeometry
+from mcrelay.limits import TAPS_MAX, RingGeometry
 from mcrelay.messages import (
     Acknowledge,
     AddRule,
@@ -30,6 +30,7 @@ from mcrelay.messages import (
     DetachInterface,
     DetachPort,
     Message,
+    OpenTap,
     Ready,
     RemoveRule,
     Ring,
@@ -95,6 +96,12 @@ class FakeEngine:
 
     def set_own_addresses(self, addresses: Iterable[bytes]) -> int:
         return self._note("set_own_addresses", sorted(addresses))
+
+    def open_tap(self, rule: int, fd: int, count: int, snap: int) -> int:
+        return self._note("open_tap", rule, count, snap)
+
+    def close_tap(self, fd: int) -> int:
+        return self._note("close_tap")
 
     def probe(self) -> int:
         return self._note("probe")
@@ -285,6 +292,40 @@ def test_the_engine_knows_this_hosts_addresses_and_where_they_may_come_from() ->
         assert len(rig.engine.told) == 2
 
     asyncio.run(test())
+
+
+def test_a_tap_is_the_engines_until_its_reader_is_gone() -> None:
+    async def test() -> None:
+        rig = Rig()
+        await rig.until(Ready(engine="fake"))
+
+        def open_tap(ticket: int) -> socket.socket:
+            reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with writer:
+                rig.commands.send(OpenTap(ticket=ticket, rule=4, count=10, snap_length=64), [writer.fileno()])
+            return reader
+
+        reader = open_tap(1)
+        await rig.told(1)
+        assert rig.engine.told == [("open_tap", 4, 10, 64)]
+        rig.engine.say(1)
+        await rig.until(Acknowledge(ticket=1))
+        reader.shutdown(socket.SHUT_WR)  # as good as gone
+        await rig.told(2)
+        assert rig.engine.told[1] == ("close_tap",)
+        reader.setblocking(False)
+        with pytest.raises(BlockingIOError):  # the engine may still write
+            reader.recv(1)
+        rig.engine.say(2)
+        assert await asyncio.get_running_loop().sock_recv(reader, 1) == b""
+        reader.close()
+        # What the engine refuses is closed.
+        reader = open_tap(2)
+        await rig.told(3)
+        rig.engine.say(3, errno.EBUSY)
+        await rig.until(Acknowledge(ticket=2, error=f"{TAPS_MAX} taps are open"))
+        assert reader.recv(1) == b""
+        reader.close()
 
 
 def test_the_engine_knows_each_way_out_and_what_headers_need() -> None:

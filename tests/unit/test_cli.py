@@ -86,6 +86,8 @@ CLIENT_COMMANDS = {
     "workers": ["workers"],
     "restart-worker": ["restart-worker", "0"],
     "upgrade": ["upgrade"],
+    "trace": ["trace", "feed-a"],
+    "capture": ["capture", "feed-a", "-w", "-"],
     "ping": ["ping"],
     "version": ["version"],
 }
@@ -209,6 +211,13 @@ def test_a_user_who_may_not_connect_is_told_so(path: Path) -> None:
         ("list a", "unexpected extra argument"),
         ("stats --watch=yes", "--watch"),
         ("workers a", "unexpected extra argument"),
+        ("trace", "Missing argument 'NAME|ID'"),
+        ("trace a --count -1", "--count"),
+        ("trace a --snap-length 65576", "0<=x<=65575"),
+        ("capture a", "Missing option '-w' / '--write'"),
+        ("capture a -w - --count 0", "--count"),
+        ("capture a -w - --seconds 0", "--seconds"),
+        ("capture a -w - --snap-length 0", "1<=x<=65575"),
         ("ping --socket", "--socket"),
         ("ping --json", "--json"),
         ("version a", "unexpected extra argument"),
@@ -247,6 +256,8 @@ HELP = {
     "workers": "mcrelay workers [OPTIONS]",
     "restart-worker": "Example: mcrelay restart-worker 0",
     "upgrade": "Example: mcrelay upgrade",
+    "trace": "Example: mcrelay trace feed-a",
+    "capture": "Example: mcrelay capture feed-a -w - | tshark -r -",
     "ping": "mcrelay ping [OPTIONS]",
     "version": "mcrelay version [OPTIONS]",
     "send": "Example: mcrelay send 239.1.1.1:5000%eth0",
@@ -271,7 +282,7 @@ def test_help_shows_how_it_is_used(command: str) -> None:
     assert result.stdout.startswith(f"Usage: mcrelay {command} ")
     assert HELP[command] in result.stdout
     assert ("--socket PATH" in result.stdout) == (command not in WITHOUT_DAEMON)
-    assert ("--json" in result.stdout) == (command not in ("run", "ping"))
+    assert ("--json" in result.stdout) == (command not in ("run", "ping", "capture"))
 
 
 def test_help_of_the_program_shows_the_commands() -> None:

@@ -20,8 +20,20 @@ from typing import Any, Final
 import pytest
 
 from mcrelay import clients as limits
-from mcrelay.api import Change, Changed, GetVersion, Ping, Pong, RuleText, Version
-from mcrelay.clients import Clients
+from mcrelay.api import (
+    Change,
+    Changed,
+    GetVersion,
+    Ping,
+    Pong,
+    RuleText,
+    StartTap,
+    TapEnded,
+    Tapped,
+    TappedPacket,
+    Version,
+)
+from mcrelay.clients import Clients, Connection
 from mcrelay.codec import encode
 from mcrelay.errors import RuleError
 from mcrelay.frames import FRAME_MAX, HEADER
@@ -30,6 +42,19 @@ from tests.unit.test_channel import turn, until
 
 USER: Final = 4711
 DEADLINE_S = 10.0
+PACKET = TappedPacket(
+    time_ns=1,
+    worker=0,
+    interface="eth0",
+    vlan=0,
+    length=200_000,
+    datagrams=1,
+    outputs=1,
+    copies=1,
+    verdict="forwarded",
+    dropped=(),
+    data=bytes(200_000),
+)
 RULE = RuleText(input="239.1.1.1:5000%eth0", outputs=("239.2.2.2:6000%eth1",))
 
 
@@ -77,7 +102,7 @@ class Desk:
         self.gate = asyncio.Event()
         self.gate.set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.clients = Clients(self._serve, self._keep)
+        self.clients = Clients(self._serve, self._watch, self._keep)
         self._sides: list[Side] = []
 
     def _keep(self, task: asyncio.Task[None]) -> None:
@@ -96,6 +121,14 @@ class Desk:
             case GetVersion():  # stands for any long answer
                 return Version(id=message.id, version="x" * 1_000_000, protocol=1)
         raise RuleError("no such rule")
+
+    async def _watch(self, message: StartTap, connection: Connection) -> Message:
+        """Shows packets of a mebibyte together, more than the kernel's buffers hold, until nobody watches."""
+        self.served.append(message)
+        for _ in range(4):
+            connection.reply(Tapped(id=message.id, packets=(PACKET,), lost=0))
+        await connection.gone
+        return TapEnded(id=message.id)
 
     def connect(self, uid: int = USER) -> Side:
         ours, theirs = socket.socketpair()
@@ -224,6 +257,34 @@ def test_who_does_not_read_is_closed_before_the_queue_is_full() -> None:
         held = desk.clients._connections
         assert sum(connection.held for connection in held) > 1_000_000
         await until(lambda: not held)
+
+    run(test)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_who_watches_packets_may_be_slow_and_that_is_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(desk: Desk) -> None:
+        side = desk.connect()
+        side.send(encode(StartTap(id=1, rule="feed")))
+        await until(lambda: desk.served)
+        (connection,) = desk.clients._connections
+        assert 0 < connection.held < limits.WATCHER_HELD_MAX
+        await asyncio.sleep(3 * limits.UNFINISHED_S)
+        assert not connection.gone.done()
+        side.send(encode(GetVersion(id=2)))  # now it holds up an answer, too
+        await until(lambda: connection.held > limits.WATCHER_HELD_MAX)
+        await connection.gone
+
+    run(test)
+
+
+def test_who_goes_away_watches_no_more() -> None:
+    async def test(desk: Desk) -> None:
+        side = desk.connect()
+        side.send(encode(StartTap(id=1, rule="feed")))
+        assert (await side.answer())["type"] == "tapped"
+        side.sock.close()
+        await until(lambda: not desk._tasks)
 
     run(test)
 

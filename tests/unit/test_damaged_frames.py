@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import pytest
 
-from mcrelay.api import Add, Change, GetStats, ListRules, Ping, Remove, RestartWorker, RuleText
+from mcrelay.api import Add, Change, GetStats, ListRules, Ping, Remove, RestartWorker, RuleText, StartTap
 from mcrelay.codec import Codec, encode
 from mcrelay.errors import RuleError
 from mcrelay.frames import FRAME_MAX, HEADER, WHY_MAX, FrameReader, Malformed
@@ -43,6 +43,7 @@ REQUESTS: Final[tuple[Message, ...]] = (
     ListRules(id=6, after="0123456789ab"),
     GetStats(id=7),
     RestartWorker(id=8, index=1),
+    StartTap(id=9, rule="feed-a", count=10, snap_length=128),
 )
 TEXTS: Final = ("239.1.1.1:5000%eth0", "192.0.2.1@[ff3e::8000:1]/64:*%eth0.7", *OUTPUTS, "feed-a")
 # What is seldom right, and sometimes wrong in a way of its own.

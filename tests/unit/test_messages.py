@@ -72,6 +72,8 @@ def values(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return st.integers(ge if ge is not None else 0, highest)
         case inspect.StrType(max_length=longest):
             return st.text(max_size=min(longest or 20, 20))
+        case inspect.BytesType():
+            return st.binary(max_size=20)
         case inspect.LiteralType(values=choices):
             return st.sampled_from(choices)
         case inspect.UnionType(types=choices):
@@ -102,6 +104,9 @@ def spoilt(kind: inspect.Type, value: Any) -> Iterator[tuple[str, Any]]:
             yield "a number", 1
             if longest is not None:
                 yield "too long", "x" * (longest + 1)
+        case inspect.BytesType():
+            yield "a number", 1
+            yield "not base64", "ä"
         case inspect.LiteralType():
             yield "unknown word", "unknown"
         case inspect.UnionType(types=choices):
@@ -138,6 +143,8 @@ def full(kind: inspect.Type) -> Any:
             return min([100, *([le] if le is not None else []), *([lt - 1] if lt is not None else [])])
         case inspect.StrType():
             return "x"
+        case inspect.BytesType():
+            return "eA=="
         case inspect.LiteralType(values=choices):
             return choices[0]
         case inspect.UnionType(types=choices):
@@ -174,13 +181,13 @@ def test_every_message_is_somebodys() -> None:
     [
         (
             ("request_sock", "control", "supervisor"),
-            "Ready Failed ApplyRules ReplaceWorker HandOver GetProcesses Acknowledge Rules Stats",
+            "Ready Failed ApplyRules ReplaceWorker RequestTap HandOver GetProcesses Acknowledge Rules Stats",
         ),
         (("handover_sock", "successor", "supervisor"), "Prepared TookOver Failed"),
         (("request_sock", "data", "supervisor"), "Ready Failed Acknowledge"),
         (
             ("client", "client", "control"),
-            "Ping GetVersion Add Remove Pause Change ListRules GetStats GetWorkers RestartWorker Upgrade",
+            "Ping GetVersion Add Remove Pause Change ListRules GetStats GetWorkers RestartWorker Upgrade StartTap",
         ),
     ],
 )
@@ -227,7 +234,7 @@ def test_descriptors_travel_with_few_messages() -> None:
     """What a channel may ever accept descriptors for."""
     carriers = {message.__name__ for message in ALL if message.descriptors is not Message.descriptors}
     inherited = {"Inherit", "InheritInterface", "InheritPort", "InheritMemberships", "InheritAbsorber"}
-    assert carriers == {"Start", "Client", "AttachInterface", "AttachPort"} | inherited
+    assert carriers == {"Start", "Client", "AttachInterface", "AttachPort", "OpenTap", "TapOpened"} | inherited
     start = msgspec.convert(full_message(Start), Start)
     assert start.role == "control"
     assert start.descriptors() == 1 + start.workers

@@ -84,7 +84,7 @@ PURE = sorted(
         *("rules", "ruletext", "entries", "ways", "cycles", "messages", "api", "codec"),
         *("frames", "counters", "limits", "steering"),
         *("facts", "nearness", "sightings", "arrival", "departure", "explain", "doctor", "reasons"),
-        *("engines.reassembly", "rootless"),
+        *("engines.reassembly", "rootless", "tap", "pcapng"),
     )
     or name.startswith("mcrelay.protocols")
 )
@@ -124,6 +124,7 @@ MAY = {
         r"AF_PACKET|SOCK_RAW|PACKET_FANOUT\w*|PACKET_RX_RING|PACKET_IGNORE_OUTGOING|SO_\w+FORCE|_libc|CDLL"
     ),
     "mcrelay.net.egress": re.compile(r"AF_PACKET|SOCK_RAW|SO_\w+FORCE|SO_BINDTODEVICE|IP_TRANSPARENT"),
+    "mcrelay.net.tap_sockets": re.compile(r"SO_SNDBUFFORCE"),
     "mcrelay.net.filters": re.compile(r"SO_ATTACH_FILTER"),
     "mcrelay.net.memberships": re.compile(r"MCAST_\w+"),
     "mcrelay.net.absorbers": re.compile(r"IP\w*_FREEBIND"),

@@ -51,6 +51,14 @@ cdef extern from "table.h":
     uint32_t table_rules(const table *table)
 
 
+cdef extern from "tap.h":
+    size_t sizeof_tap_record "sizeof(struct tap_record)"
+    enum:
+        TAP_DROPS_MAX
+        TAP_BYTES_MAX
+        TAPS_MAX
+
+
 cdef extern from "engine.h":
     struct engine:
         pass
@@ -76,6 +84,8 @@ cdef extern from "engine.h":
     int64_t engine_detach_egress(engine *engine, unsigned interface, unsigned way)
     int64_t engine_set_rules(engine *engine, const uint8_t *records, size_t length)
     int64_t engine_set_own_addresses(engine *engine, const uint8_t *packed, size_t length)
+    int64_t engine_open_tap(engine *engine, uint32_t rule, int fd, uint64_t count, uint32_t snap)
+    int64_t engine_close_tap(engine *engine, int fd)
     int64_t engine_probe(engine *engine)
     int64_t engine_stop(engine *engine)
     int engine_answer_take "engine_answer"(engine *engine, engine_answer *answer)
@@ -85,6 +95,10 @@ PAGE_SIZE = sizeof_counters_page
 PAGE_MAGIC = COUNTERS_MAGIC
 PAGE_VERSION = COUNTERS_VERSION
 DROP_REASON_COUNT = DROP_REASONS
+TAP_RECORD_SIZE = sizeof_tap_record
+TAP_DROPS = TAP_DROPS_MAX
+TAP_BYTES = TAP_BYTES_MAX
+TAPS = TAPS_MAX
 # What Python states as well, by the names that it has there.
 WAY_NUMBERS = {
     "UDP4": WAY_UDP4,
@@ -199,6 +213,12 @@ cdef class Engine:
     def set_own_addresses(self, const uint8_t[::1] packed not None):
         cdef const uint8_t *first = &packed[0] if packed.shape[0] else NULL
         return check(engine_set_own_addresses(self._open(), first, <size_t>packed.shape[0]))
+
+    def open_tap(self, uint32_t rule, int fd, uint64_t count, uint32_t snap):
+        return check(engine_open_tap(self._open(), rule, fd, count, snap))
+
+    def close_tap(self, int fd):
+        return check(engine_close_tap(self._open(), fd))
 
     def probe(self):
         return check(engine_probe(self._open()))

@@ -80,6 +80,15 @@ class Engine(Protocol):
         from one of them are our own come back, and are dropped."""
         ...
 
+    def open_tap(self, rule: int, fd: int, count: int, snap: int) -> int:
+        """Show the next `count` packets of the rule counted at `rule` by the socket `fd`, as native/tap.h says, no more
+        than `snap` bytes of each. Answers EBUSY if as many are open as there can be, EINVAL for a wrong number."""
+        ...
+
+    def close_tap(self, fd: int) -> int:
+        """Answers ENOENT if there is none."""
+        ...
+
     def probe(self) -> int:
         """Do nothing; the answer shows that the engine's thread works."""
         ...

@@ -14,7 +14,7 @@ Kernel facts:
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mcrelay.engines.reassembly import Fragment
@@ -67,6 +67,7 @@ class Packet:
     dscp: int
     payload: memoryview
     segment: int = 0  # length of each of several datagrams in the payload but the last; 0: it is one
+    whole: memoryview | None = field(default=None, compare=False, repr=False)  # from the IP header on, if it has come
 
     @property
     def datagrams(self) -> list[memoryview]:
@@ -111,9 +112,9 @@ def parse(data: memoryview, *, checksum_vouched: bool) -> Packet:
         raise Drop("truncated")
     version = data[0] >> 4
     if version == 4:
-        return _parse_ipv4(data, checksum_vouched=checksum_vouched)
+        return replace(_parse_ipv4(data, checksum_vouched=checksum_vouched), whole=data)
     if version == 6:
-        return _parse_ipv6(data, checksum_vouched=checksum_vouched)
+        return replace(_parse_ipv6(data, checksum_vouched=checksum_vouched), whole=data)
     raise Drop("not_ip")
 
 

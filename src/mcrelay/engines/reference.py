@@ -39,6 +39,7 @@ from mcrelay.engines.loops import Loops, Verdict
 from mcrelay.engines.parsing import AUXDATA, SOL_PACKET, Drop, Fragmented, Frame, Packet, parse, unwrap
 from mcrelay.engines.rates import Rates
 from mcrelay.engines.reassembly import Reassembler
+from mcrelay.engines.taps import Taps
 from mcrelay.entries import UDP, Entry, Leg, LegFlag
 from mcrelay.limits import ADDRESSES_MAX, PORTS_MAX, RingGeometry
 from mcrelay.ways import Link, Way
@@ -137,6 +138,7 @@ class ReferenceEngine:
         self._loops = Loops()
         self._rates = Rates()
         self._reassembler = Reassembler()
+        self._taps = Taps()
         self._now_ns = 0  # of this turn
         self._stopping = False
 
@@ -181,6 +183,12 @@ class ReferenceEngine:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return self._submit(lambda: self._do_set_own_addresses(own))
 
+    def open_tap(self, rule: int, fd: int, count: int, snap: int) -> int:
+        return self._submit(lambda: self._taps.open(rule, fd, count, snap))
+
+    def close_tap(self, fd: int) -> int:
+        return self._submit(lambda: self._taps.close(fd))
+
     def probe(self) -> int:
         return self._submit(lambda: 0)
 
@@ -208,6 +216,7 @@ class ReferenceEngine:
                 port.port.sock.detach()
         for way_out in self._exits.values():
             way_out.sock.detach()
+        self._taps.close_all()
         self._selector.close()
         os.close(self._command_fd)
         os.close(self._answer_fd)
@@ -388,7 +397,9 @@ class ReferenceEngine:
             entry = self._table.find(packet, ingress.interface, vlan)
             if entry is None:
                 self._page.count_dropped(REASON["vlan_tagged" if vlan else "no_rule"], len(datagrams))
-            elif self._admit(ingress, entry, packet, len(datagrams)):
+                continue
+            self._taps.take(entry.counter, len(entry.legs), ingress.interface, packet, vlan)
+            if self._admit(ingress, entry, packet, len(datagrams)):
                 self._forward(entry, packet)
 
     def _admit(self, ingress: Ingress | PortIngress, entry: Entry, packet: Packet, count: int) -> bool:
@@ -397,6 +408,7 @@ class ReferenceEngine:
         if packet.source in self._own and not ingress.loopback:
             self._page.count_dropped(REASON["own"], count)
             self._page.count_loop(entry.counter, own=count)
+            self._taps.settle(REASON["own"])
             return False
         watch = self._loops.watch(entry.counter, entry.id)
         verdict = watch.judge(packet.payload, packet.source, self._now_ns)
@@ -409,6 +421,7 @@ class ReferenceEngine:
             self._page.suspend_rule(entry.counter, watch.suspended_until_ns)
         self._page.count_dropped(REASON["loop"], count)
         self._page.count_loop(entry.counter, looped=count)
+        self._taps.settle(REASON["loop"])
         return False
 
     def _forward(self, entry: Entry, packet: Packet) -> None:
@@ -428,6 +441,7 @@ class ReferenceEngine:
                 else:
                     reasons.append(REASON[failure])
                     self._page.count_output_dropped(leg.counter, reasons[-1])
+                    self._taps.drop(leg.counter, reasons[-1])
         if copies:
             self._page.count(COPIES, copies)
             self._page.count(SENDS, copies)
@@ -436,6 +450,7 @@ class ReferenceEngine:
         else:
             self._page.count_dropped(min(reasons), count)
             self._page.count_rule(entry.counter, dropped=count)
+        self._taps.settle(0 if copies else min(reasons))
 
     def _way_out(self, leg: Leg, packet: Packet) -> tuple[str | None, Exit | None]:
         """The leg's, or the reason why the packet does not leave by it."""

@@ -73,6 +73,12 @@ class UringEngine:
     def set_own_addresses(self, addresses: Iterable[bytes]) -> int:
         return self._native.set_own_addresses(b"".join(addresses))
 
+    def open_tap(self, rule: int, fd: int, count: int, snap: int) -> int:
+        return self._native.open_tap(rule, fd, count, snap)
+
+    def close_tap(self, fd: int) -> int:
+        return self._native.close_tap(fd)
+
     def probe(self) -> int:
         return self._native.probe()
 

@@ -1,0 +1,25 @@
+"""Options that commands of several modules have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from mcrelay.places import SYSTEM_SOCKET, find_socket
+
+
+def socket_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--socket",
+        "path",
+        default=find_socket,
+        show_default=f"MCRELAY_SOCKET, or {SYSTEM_SOCKET}, or where this user's rootless daemon is",
+        metavar="PATH",
+        help="The daemon's socket.",
+    )(function)
+
+
+def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
