@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "datagrams.h"
 
+#include "buffers.h"
 #include "table.h"
 
 #include <errno.h>
 #include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 
 /* What the C library's headers lack or hide (linux/in6.h, linux/udp.h, asm-generic/socket.h, linux/sock_diag.h). */
@@ -25,20 +25,12 @@ enum {
     PAYLOAD_MAX = 65535,
     SLOT_SIZE = (HEAD_ROOM + PAYLOAD_MAX + 4095) / 4096 * 4096, /* whole pages: an ordinary datagram touches one */
     SLOTS_DEFAULT = 512, /* 5 ms of 100,000 packets/s, while the others wait in their sockets; 34 MiB if all are long */
-    SLOTS_MAX = 2048,
 };
 
 static_assert(sizeof(struct sockaddr_in6) <= NAME_ROOM, "room for either address");
 static_assert(sizeof(struct pktinfo4) <= sizeof(struct pktinfo6), "room for either");
 static_assert((sizeof(struct io_uring_recvmsg_out) + NAME_ROOM) % sizeof(size_t) == 0, "control messages are aligned");
-static_assert(SLOTS_MAX <= UINT16_MAX, "a buffer id is 16 bits");
 static_assert((int)DATAGRAM_SOCKETS_MAX <= (int)INGRESS_PARTS_MAX, "a completion names the socket");
-
-struct filled {
-    uint32_t slot;
-    uint32_t length; /* as the completion reported it */
-    uint16_t port;   /* of the socket, which may be gone by the time that this is looked at */
-};
 
 enum state { UNUSED = 0, IDLE, ARMED, CANCELLED };
 
@@ -53,16 +45,7 @@ struct part { /* a socket */
 };
 
 struct datagrams {
-    struct ingress base; /* the interface's slot number is also the buffer group's id */
-    uint8_t *memory;
-    size_t memory_size;
-    struct io_uring_buf_ring *buffers;
-    size_t buffers_size;
-    uint32_t returned;    /* slots put into the buffer ring but not yet shown to the kernel */
-    struct filled *queue; /* ring of pool.size entries: can never be full, a slot is in it at most once */
-    uint32_t queue_head;
-    uint32_t queue_count;
-    struct msghdr shape;  /* room for name and control in each slot */
+    struct buffers buffers;
     struct packet packet; /* of the last frame */
     uint32_t parts_end;   /* those from here on were never used */
     uint32_t last_armed;  /* where to look for the next one from */
@@ -78,95 +61,29 @@ static const struct ingress_kind datagrams_kind;
 
 static struct datagrams *datagrams_of(struct ingress *ingress)
 {
-    return (struct datagrams *)ingress; /* base is its first member */
-}
-
-static void *map(size_t size)
-{
-    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-    return memory == MAP_FAILED ? NULL : memory;
-}
-
-static void put(struct datagrams *datagrams, uint32_t slot)
-{
-    io_uring_buf_ring_add(datagrams->buffers, datagrams->memory + (size_t)slot * SLOT_SIZE, SLOT_SIZE,
-                          (unsigned short)slot, io_uring_buf_ring_mask(datagrams->base.pool.size),
-                          (int)datagrams->returned);
-    datagrams->returned++;
+    return (struct datagrams *)ingress; /* buffers.base is its first member */
 }
 
 int datagrams_new(struct ingress **out, uint8_t interface, uint32_t slots)
 {
     struct datagrams *datagrams;
+    struct ingress *ingress;
 
-    if (interface >= TABLE_INTERFACES_MAX || slots > SLOTS_MAX || (slots & (slots - 1)) != 0)
+    if (interface >= TABLE_INTERFACES_MAX || slots > BUFFERS_SLOTS_MAX || (slots & (slots - 1)) != 0)
         return -EINVAL;
     datagrams = calloc(1, sizeof(*datagrams));
     if (!datagrams)
         return -ENOMEM;
-    if (!slots)
-        slots = SLOTS_DEFAULT;
-    datagrams->base = (struct ingress){.kind = &datagrams_kind, .fd = -1, .interface = interface};
-    datagrams->shape.msg_namelen = NAME_ROOM;
-    datagrams->shape.msg_controllen = CONTROL_ROOM;
-    datagrams->memory_size = (size_t)slots * SLOT_SIZE;
-    datagrams->memory = map(datagrams->memory_size);
-    datagrams->buffers_size = slots * sizeof(struct io_uring_buf);
-    datagrams->buffers = map(datagrams->buffers_size);
-    datagrams->queue = calloc(slots, sizeof(*datagrams->queue));
-    if (!datagrams->memory || !datagrams->buffers || !datagrams->queue || pool_open(&datagrams->base.pool, slots)) {
-        ingress_free(&datagrams->base);
+    ingress = &datagrams->buffers.base;
+    *ingress = (struct ingress){.kind = &datagrams_kind, .fd = -1, .interface = interface};
+    datagrams->buffers.shape.msg_namelen = NAME_ROOM;
+    datagrams->buffers.shape.msg_controllen = CONTROL_ROOM;
+    if (buffers_open(&datagrams->buffers, slots ? slots : SLOTS_DEFAULT, SLOT_SIZE)) {
+        ingress_free(ingress);
         return -ENOMEM;
     }
-    *out = &datagrams->base;
+    *out = ingress;
     return 0;
-}
-
-static void datagrams_free(struct ingress *ingress)
-{
-    struct datagrams *datagrams = datagrams_of(ingress);
-
-    if (datagrams->memory)
-        munmap(datagrams->memory, datagrams->memory_size);
-    if (datagrams->buffers)
-        munmap(datagrams->buffers, datagrams->buffers_size);
-    free(datagrams->queue);
-    pool_close(&ingress->pool);
-    free(datagrams);
-}
-
-static void datagrams_publish(struct ingress *ingress)
-{
-    struct datagrams *datagrams = datagrams_of(ingress);
-
-    if (datagrams->returned)
-        io_uring_buf_ring_advance(datagrams->buffers, (int)datagrams->returned);
-    datagrams->returned = 0;
-}
-
-static int datagrams_enter(struct ingress *ingress, struct io_uring *ring)
-{
-    struct datagrams *datagrams = datagrams_of(ingress);
-    struct io_uring_buf_reg registration = {
-        .ring_addr = (uint64_t)(uintptr_t)datagrams->buffers,
-        .ring_entries = ingress->pool.size,
-        .bgid = ingress->interface,
-    };
-    int error = io_uring_register_buf_ring(ring, &registration, 0);
-
-    if (error)
-        return error;
-    io_uring_buf_ring_init(datagrams->buffers);
-    for (uint32_t slot = 0; slot < ingress->pool.size; slot++)
-        put(datagrams, slot);
-    datagrams_publish(ingress);
-    return 0;
-}
-
-static void datagrams_leave(struct ingress *ingress, struct io_uring *ring)
-{
-    io_uring_unregister_buf_ring(ring, ingress->interface);
 }
 
 /* --- sockets ------------------------------------------------------------------------------------------------------ */
@@ -264,15 +181,13 @@ static uint64_t datagrams_ended(struct ingress *ingress)
     return 0;
 }
 
-/* After an exhausted pool, only when a quarter is back: not one receive per slot. One that failed waits for the timer,
- * which clears the mark of the whole. */
+/* One that failed waits for the timer, which clears the mark of the whole. */
 static bool datagrams_wants_arming(const struct ingress *ingress, bool looked_at)
 {
     const struct datagrams *datagrams = (const struct datagrams *)ingress;
 
     (void)looked_at; /* it is the receive that fetches the frames */
-    return datagrams->idle > (ingress->failed ? datagrams->failed : 0) &&
-           ingress->pool.free >= (ingress->pool.size + 3) / 4;
+    return datagrams->idle > (ingress->failed ? datagrams->failed : 0) && buffers_suffice(ingress);
 }
 
 static void datagrams_arm(struct ingress *ingress, struct io_uring_sqe *sqe)
@@ -291,9 +206,7 @@ static void datagrams_arm(struct ingress *ingress, struct io_uring_sqe *sqe)
         part->state = ARMED;
         datagrams->idle--;
         datagrams->armed++;
-        io_uring_prep_recvmsg_multishot(sqe, part->fd, &datagrams->shape, 0);
-        sqe->flags |= IOSQE_BUFFER_SELECT;
-        sqe->buf_group = ingress->interface;
+        buffers_arm(&datagrams->buffers, sqe, part->fd);
         sqe->user_data |= (uint64_t)i << INGRESS_PART_SHIFT;
         return;
     }
@@ -325,10 +238,10 @@ static void ended(struct datagrams *datagrams, struct part *part, bool failed)
         datagrams->idle++;
         part->failed = failed;
         datagrams->failed += failed;
-        datagrams->base.failed |= failed;
+        datagrams->buffers.base.failed |= failed;
     }
     part->state = IDLE;
-    datagrams->base.armed = --datagrams->armed > 0;
+    datagrams->buffers.base.armed = --datagrams->armed > 0;
 }
 
 static void datagrams_complete(struct ingress *ingress, const struct io_uring_cqe *cqe, struct counters_page *counters)
@@ -336,15 +249,7 @@ static void datagrams_complete(struct ingress *ingress, const struct io_uring_cq
     struct datagrams *datagrams = datagrams_of(ingress);
     struct part *part = &datagrams->parts[(uint32_t)cqe->user_data >> INGRESS_PART_SHIFT];
 
-    if (cqe->flags & IORING_CQE_F_BUFFER) {
-        uint32_t slot = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
-
-        pool_take(&ingress->pool, slot);
-        datagrams->queue[(datagrams->queue_head + datagrams->queue_count++) & (ingress->pool.size - 1)] =
-            (struct filled){slot, cqe->res > 0 ? (uint32_t)cqe->res : 0, part->port};
-    } else if (cqe->res == -ENOBUFS) {
-        count(&counters->pool_exhausted, 1);
-    }
+    buffers_complete(&datagrams->buffers, cqe, part->port, counters);
     if (!(cqe->flags & IORING_CQE_F_MORE))
         ended(datagrams, part, cqe->res < 0 && cqe->res != -ENOBUFS && cqe->res != -ECANCELED);
 }
@@ -413,7 +318,7 @@ static bool read_source(struct io_uring_recvmsg_out *out, struct packet *packet)
 static bool read_control(const struct datagrams *datagrams, struct io_uring_recvmsg_out *out, struct frame *frame,
                          struct packet *packet)
 {
-    struct msghdr shape = datagrams->shape;
+    struct msghdr shape = datagrams->buffers.shape;
     struct cmsghdr *control = io_uring_recvmsg_cmsg_firsthdr(out, &shape);
     bool told = false;
 
@@ -448,24 +353,17 @@ static bool read_control(const struct datagrams *datagrams, struct io_uring_recv
 static bool datagrams_next(struct ingress *ingress, uint32_t *slot, struct frame *frame)
 {
     struct datagrams *datagrams = datagrams_of(ingress);
-    const struct filled *filled = &datagrams->queue[datagrams->queue_head];
     struct packet *packet = &datagrams->packet;
     struct io_uring_recvmsg_out *out;
+    uint16_t port;
 
-    if (datagrams->queue_count == 0)
+    if (!buffers_next(&datagrams->buffers, slot, frame, &out, &port))
         return false;
-    datagrams->queue_head = (datagrams->queue_head + 1) & (ingress->pool.size - 1);
-    datagrams->queue_count--;
-    *slot = filled->slot;
-    *frame = (struct frame){0};
-    out = (struct io_uring_recvmsg_out *)(datagrams->memory + (size_t)filled->slot * SLOT_SIZE);
-    if (filled->length < HEAD_ROOM) {
-        frame->reason = DROP_TRUNCATED;
+    if (frame->reason != DROP_NONE)
         return true;
-    }
-    *packet = (struct packet){.destination_port = filled->port, .protocol = PROTOCOL_UDP};
-    frame->data = packet->payload = (const uint8_t *)out + HEAD_ROOM;
-    frame->length = packet->payload_length = filled->length - HEAD_ROOM;
+    *packet = (struct packet){.destination_port = port, .protocol = PROTOCOL_UDP};
+    packet->payload = frame->data;
+    packet->payload_length = frame->length;
     frame->packet = packet;
     if (!read_source(out, packet) || !read_control(datagrams, out, frame, packet))
         frame->reason = DROP_TRUNCATED;
@@ -474,27 +372,17 @@ static bool datagrams_next(struct ingress *ingress, uint32_t *slot, struct frame
     return true;
 }
 
-static void datagrams_give_back(struct ingress *ingress, uint32_t slot)
-{
-    put(datagrams_of(ingress), slot);
-}
-
-static bool datagrams_is_drained(const struct ingress *ingress)
-{
-    return ((const struct datagrams *)ingress)->queue_count == 0;
-}
-
 static const struct ingress_kind datagrams_kind = {
-    .enter = datagrams_enter,
-    .leave = datagrams_leave,
+    .enter = buffers_enter,
+    .leave = buffers_leave,
     .wants_arming = datagrams_wants_arming,
     .arm = datagrams_arm,
     .complete = datagrams_complete,
     .next = datagrams_next,
-    .give_back = datagrams_give_back,
-    .publish = datagrams_publish,
-    .is_drained = datagrams_is_drained,
-    .free = datagrams_free,
+    .give_back = buffers_give_back,
+    .publish = buffers_publish,
+    .is_drained = buffers_is_drained,
+    .free = buffers_free,
     .sockets = &(const struct ingress_sockets){
         .add = datagrams_add,
         .remove = datagrams_remove,

@@ -217,6 +217,7 @@ static void begin(struct engine *engine, struct ingress *ingress, uint32_t slot,
 static enum drop_reason weigh(struct engine *engine, const struct table_output *output, const struct packet *packet,
                               struct heading *heading, uint64_t *cost)
 {
+    const uint64_t rule = engine->current.rule->id;
     const struct egress *egress = &engine->egress[output->egress];
     enum drop_reason reason;
 
@@ -230,8 +231,9 @@ static enum drop_reason weigh(struct engine *engine, const struct table_output *
     if (reason != DROP_NONE || output->rate_unit == RATE_NONE)
         return reason;
     *cost = limit_cost(output, packet_datagrams(packet), packet->payload_length, heading_length(heading));
-    return limit_admits(&engine->limits[output->counter], output, *cost, core_turn_ns(engine)) ? DROP_NONE
-                                                                                               : DROP_EGRESS_LIMITED;
+    if (!limit_admits(&engine->limits[output->counter], output, rule, *cost, core_turn_ns(engine)))
+        return DROP_EGRESS_LIMITED;
+    return DROP_NONE;
 }
 
 /* Append the copies of the current packet to their runs. False if the runs ran out: go on after some have completed. */
@@ -259,7 +261,7 @@ static bool copy_current(struct engine *engine)
                 return false;
             pool_hold(&ingress->pool, slot);
             if (cost)
-                limit_charge(&engine->limits[output->counter], output, cost, core_turn_ns(engine));
+                limit_charge(&engine->limits[output->counter], output, rule->id, cost, core_turn_ns(engine));
         }
         engine->current.next_output++;
     }

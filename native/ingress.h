@@ -3,9 +3,9 @@
  * ingress.h: what the engine needs of a way in: frames out of it, slots back into it.
  *
  * Three kinds stand behind it: ring.c (frames in a ring that is mapped from the packet socket), receive.c (io_uring
- * receives into buffers of our own) and datagrams.c (the same from ordinary UDP sockets). An ingress owns its slots and their accounting. It borrows the socket: the
- * supervisor opened it and keeps it, so packets that arrive while no worker runs wait there for the next one. It knows
- * nothing of rules.
+ * receives into buffers of our own, buffers.h) and datagrams.c (the same from ordinary UDP sockets). An ingress owns its
+ * slots and their accounting. It borrows the socket: the supervisor opened it and keeps it, so packets that arrive while
+ * no worker runs wait there for the next one. It knows nothing of rules.
  */
 #ifndef MCRELAY_INGRESS_H
 #define MCRELAY_INGRESS_H

@@ -25,16 +25,30 @@ uint64_t limit_cost(const struct table_output *output, uint32_t datagrams, size_
     return output->rate_unit == RATE_BITS ? 8 * (bytes + datagrams * headers) : datagrams;
 }
 
-bool limit_admits(const struct limit *limit, const struct table_output *output, uint64_t cost, uint64_t now_ns)
+/* How long it takes until the bucket is full. */
+static uint64_t ticks_to_full(const struct limit *limit, const struct table_output *output, uint64_t rule, uint64_t now)
 {
-    const uint64_t now = now_ns * LIMIT_TICKS_PER_NS;
-
-    return limit->full_at <= now || limit->full_at - now + ticks(output, cost) <= burst_ticks(output);
+    if (limit->rule != rule || limit->rate != output->rate || limit->rate_unit != output->rate_unit)
+        return 0; /* what was taken, another took */
+    return limit->full_at > now ? limit->full_at - now : 0;
 }
 
-void limit_charge(struct limit *limit, const struct table_output *output, uint64_t cost, uint64_t now_ns)
+bool limit_admits(const struct limit *limit, const struct table_output *output, uint64_t rule, uint64_t cost,
+                  uint64_t now_ns)
+{
+    const uint64_t left = ticks_to_full(limit, output, rule, now_ns * LIMIT_TICKS_PER_NS);
+
+    return !left || left + ticks(output, cost) <= burst_ticks(output);
+}
+
+void limit_charge(struct limit *limit, const struct table_output *output, uint64_t rule, uint64_t cost, uint64_t now_ns)
 {
     const uint64_t now = now_ns * LIMIT_TICKS_PER_NS;
 
-    limit->full_at = (limit->full_at > now ? limit->full_at : now) + ticks(output, cost);
+    *limit = (struct limit){
+        .full_at = now + ticks_to_full(limit, output, rule, now) + ticks(output, cost),
+        .rule = rule,
+        .rate = output->rate,
+        .rate_unit = output->rate_unit,
+    };
 }

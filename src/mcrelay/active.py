@@ -21,10 +21,10 @@ from typing import Final, Literal
 from mcrelay.children import Child
 from mcrelay.codec import in_frames
 from mcrelay.counters import Page
-from mcrelay.cycles import check_no_cycle
+from mcrelay.cycles import look_for_cycle
 from mcrelay.errors import Busy, RuleError
 from mcrelay.handover import Heritage
-from mcrelay.links import Links, Retired
+from mcrelay.links import Links
 from mcrelay.messages import (
     AddRule,
     InheritRules,
@@ -37,6 +37,7 @@ from mcrelay.messages import (
     SyncRules,
     TapOpened,
 )
+from mcrelay.net.attachments import Retired
 from mcrelay.net.tap_sockets import open_tap
 from mcrelay.rules import Rule, RuleSet, Target, check_generation
 from mcrelay.ruletext import parse_rule
@@ -245,14 +246,15 @@ class ActiveRules:
             output_counters.update(record.output_counters)
             self._rules.check_addable(active.rule, unless=going)
             after.add(active.rule)
-        self._check_cycles(after, going)
+        await self._check_cycles(after, going)
 
-    def _check_cycles(self, added: RuleSet, going: RuleSet) -> None:
+    async def _check_cycles(self, added: RuleSet, going: RuleSet) -> None:
         def find(target: Target) -> Iterator[Rule]:
             yield from added.fed_by(target)
             yield from (rule for rule in self._rules.fed_by(target) if rule.id not in going)
 
-        check_no_cycle(list(added), find, self._links.heard())
+        async for _step in in_turns(look_for_cycle(added, find, self._links.heard())):
+            pass
 
     async def _wait_for_owners(self, rules: Iterable[Rule]) -> None:
         """Workers that must know a change have to be alive for it: give one that is being restarted some time."""
@@ -286,9 +288,11 @@ class ActiveRules:
         if len(added) == 1 and all(
             active.rule.id == added[0].rule.id for active in removed
         ):  # new, or in its own place
-            await child.command(ticket, (AddRule(ticket=ticket, rule=added[0].record, slots=self._links.slots()), ()))
+            message = AddRule(ticket=ticket, rule=added[0].record, slots=self._links.slots())
+            await child.command(ticket, (message, ()), patience_s=self._links.patience_s)
         elif len(removed) == 1 and not added:
-            await child.command(ticket, (RemoveRule(ticket=ticket, rule=removed[0].rule.id), ()))
+            removal = RemoveRule(ticket=ticket, rule=removed[0].rule.id)
+            await child.command(ticket, (removal, ()), patience_s=self._links.patience_s)
         else:
             gone = {active.rule.id for active in removed}
             kept = [a for rule_id, a in self._of_worker[child.index].items() if rule_id not in gone]
@@ -303,7 +307,7 @@ class ActiveRules:
                 (SyncRules(ticket=ticket, rules=piece, slots=self._links.slots(), complete=last), ())
                 for piece, last in in_frames(records)
             ),
-            patience_s=len(records) * RECORD_S,
+            patience_s=len(records) * RECORD_S + self._links.patience_s,
         )
 
     async def _take_back(self, child: Child) -> None:

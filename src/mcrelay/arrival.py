@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from mcrelay.facts import Case, Finding, Flow, FlowKey, Link, command, is_at, is_sent_to
+from mcrelay.facts import Case, Finding, Flow, FlowKey, Link, command, is_at, is_sent_to, is_too_wide
+from mcrelay.nearness import Candidate
 from mcrelay.rules import BROADCAST, GROUPS_JOINED_MAX, bits
 from mcrelay.sightings import multicast_mac
 
+HEADERS: Final = {4: 20, 6: 40}  # bytes of an IP header without options
 INTERFACES_MAX: Final = 8  # of a pattern, that are looked at one by one
 SHOWN_MAX: Final = 4
 QUERY_INTERVAL_S: Final = 125  # RFC 3376 section 8.2, RFC 3810 section 9.2
@@ -81,6 +83,10 @@ def _joined(case: Case, link: Link) -> Iterator[Finding]:
     if not given.address.is_multicast:
         yield from _unicast(case, link)
         return
+    taking = case.choice.taking
+    if taking is not None and is_too_wide(taking.rule.input):
+        yield _joined_by_none(case, link, taking)
+        return
     if given.prefix is not None:
         yield _joined_prefix(case, link)
         return
@@ -128,6 +134,32 @@ def _pending_remedy(case: Case) -> str:
     return command("mcrelay", "list") + (f"  # problems of {taking.rule.label}" if taking else "")
 
 
+def _joined_by_none(case: Case, link: Link, taking: Candidate) -> Finding:
+    """The rule is for more groups than are joined: what of the one, or the few, that we were asked about?"""
+    given, own = case.given, taking.rule.input
+    widest = bits(own.address) - GROUPS_JOINED_MAX.bit_length() + 1
+    what = str(given.address) if given.prefix is None else f"{given.address}/{given.prefix}"
+    fact = (
+        f"rule {taking.rule.label} joins nothing, since {own.address}/{own.prefix} is wider than /{widest}, and takes "
+    )
+    if any(one.interface == link.name and is_at(given, one.group) for one in case.host.joined):
+        fact += "what comes; other members on this host, or other rules, joined some of it"
+    else:
+        fact += "what comes"
+    if case.seen.problem:
+        fact += f"; whether {what} comes was not looked at"
+    elif any(key.interface == link.name for key in case.wanted()):
+        fact += f"; {what} comes all the same"
+    else:
+        fact += f"; {what} does not come"
+    outputs: tuple[object, ...] = taking.rule.outputs
+    if given.prefix is not None or any(output.prefix is not None for output in taking.rule.outputs):
+        outputs = ("ADDRESS:PORT%INTERFACE",)
+    rule = f"GROUP:PORT%{link.name}" if given.prefix is not None and is_too_wide(given) else str(given)
+    mending = f"  # a rule for it joins it; or a prefix of /{widest} or longer, or a static membership on the switch"
+    return Finding("joined", "note", fact, command("mcrelay", "add", rule, *outputs) + mending)
+
+
 def _joined_prefix(case: Case, link: Link) -> Finding:
     given = case.given
     assert given.prefix is not None
@@ -138,7 +170,7 @@ def _joined_prefix(case: Case, link: Link) -> Finding:
         return Finding(
             "joined",
             "note",
-            f"{fact}: more than {GROUPS_JOINED_MAX} groups are not joined, and the rule takes what comes",
+            f"{fact}: more than {GROUPS_JOINED_MAX} groups are not joined, and a rule for them takes what comes",
             f"mcrelay add GROUP:PORT%{link.name} ADDRESS:PORT%INTERFACE  # a rule for a group joins it",
         )
     if joined < wanted and case.choice.taking:
@@ -308,7 +340,9 @@ def _condition(case: Case, wanted: dict[FlowKey, Flow]) -> Iterator[Finding]:
     else:
         yield Finding("checksum", "ok", "left to a device by a sender on this machine")
     if fragments := sum(flow.fragments for flow in flows):
-        fact = f"{fragments:,} of the packets are fragments; the kernel puts them together if all of them come"
+        longest = max(flow.fragmented_max + HEADERS[key.destination.version] for key, flow in wanted.items())
+        fact = f"{fragments:,} of the packets are fragments, of datagrams of up to {longest:,} bytes; they are put "
+        fact += "together if all of them come"
         yield Finding("fragments", "note", fact, "nstat -az IpReasmFails Ip6ReasmFails")
     low, high = min(flow.ttl_min for flow in flows), max(flow.ttl_max for flow in flows)
     yield Finding("ttl", "ok", f"they come with TTL {low}" + (f" to {high}" if high != low else ""))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from mcrelay import __version__, cli_diagnose, cli_tap, cli_traffic
 from mcrelay.api import Paused, RuleFacts, RuleStats, Stats
@@ -24,7 +25,7 @@ from mcrelay.errors import EXIT_CODES, Error, UsageError
 from mcrelay.limits import LATENCY_BUDGET_US_DEFAULT, LATENCY_BUDGET_US_MAX, RING_MEMORY_DEFAULT, WORKERS_MAX
 from mcrelay.messages import ProcessFacts
 from mcrelay.places import SYSTEM_SOCKET, VARIABLE, user_socket
-from mcrelay.rootless import check_cores
+from mcrelay.rootless import check_cores, check_ring
 
 WATCH_S: Final = 1.0
 
@@ -155,6 +156,8 @@ def run(
         path = user_socket() if rootless else SYSTEM_SOCKET
     if rootless:
         check_cores(workers, cores)
+        source = click.get_current_context().get_parameter_source("ring_mib")
+        check_ring(is_given=source is ParameterSource.COMMANDLINE)
         workers = 1 if cores is None else None
     service.run(
         socket=path,

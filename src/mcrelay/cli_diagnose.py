@@ -8,6 +8,7 @@ Exit codes: 0 if all holds, 1 if something is wrong, and those of errors.py if t
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from mcrelay.client import DEFAULT_SOCKET
 from mcrelay.codec import json_text, to_json
+from mcrelay.places import SYSTEM_SOCKET, find_socket
 
 if TYPE_CHECKING:
     from mcrelay.facts import Finding, Verdict
@@ -30,14 +31,20 @@ LABELS: Final[dict[Verdict, str]] = {"ok": "ok", "bad": "BAD", "unknown": "?", "
 COLOURS: Final[dict[Verdict, str]] = {"ok": "green", "bad": "red", "unknown": "yellow", "note": "cyan"}
 
 
+def _finite(_context: click.Context, _option: click.Parameter, value: float) -> float:
+    """A range lets nan pass, which is neither less nor more than anything."""
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no number of seconds")
+    return value
+
+
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option(
             "--socket",
             "path",
-            default=DEFAULT_SOCKET,
-            envvar="MCRELAY_SOCKET",
-            show_default=True,
+            default=find_socket,
+            show_default=f"MCRELAY_SOCKET, or {SYSTEM_SOCKET}, or where this user's rootless daemon is",
             metavar="PATH",
             help="The daemon's socket.",
         ),
@@ -45,6 +52,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--seconds",
             type=click.FloatRange(0.1, 3600),
+            callback=_finite,
             default=DEFAULT_SECONDS,
             show_default=True,
             metavar="N",

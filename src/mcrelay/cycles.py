@@ -1,17 +1,19 @@
 """Cycles: rule sets that feed themselves.
 
 A rule feeds another if it sends to what the other takes. Two kinds of that are told apart. What leaves by an interface
-whose other end is in this host (a loopback device, a veth pair) really comes in again. What leaves by any other does
-not: packet sockets do not see what their own host sends. So a set that relays one group between segments in both
-directions, address and port unchanged, is no cycle: it is how mDNS and the like are relayed. Any other cycle either
-feeds itself at once, or would as soon as another relay or a cable sends something back; nobody wants that.
+whose other end is in this host (a loopback device, a veth pair, a bridge in front of one) really comes in again. What
+leaves by any other does not: packet sockets do not see what their own host sends. So a set that relays one group
+between segments in both directions, address and port unchanged, is no cycle: it is how mDNS and the like are relayed.
+Any other cycle either feeds itself at once, or would as soon as another relay or a cable sends something back; nobody
+wants that.
 
-Pure: which interfaces hear each other is told by whoever knows. Takes time in proportion to the rules that are reached.
+Pure: where what is sent comes in again is told by whoever knows. Takes time in proportion to the rules that are reached
+and to who feeds whom among them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from mcrelay.errors import RuleError
@@ -19,23 +21,32 @@ from mcrelay.rules import Output, Rule, Target
 
 SHOWN_MAX: Final = 8  # rules of a cycle that are spelled out
 
-Heard = Mapping[str, Iterable[str]]  # interface -> interfaces of this host that hear what it sends
+Heard = Callable[[Target], Iterable[Target]]  # as what, and where, this host hears what it sends there
 Find = Callable[[Target], Iterable[Rule]]  # the rules that may take what is sent there
 Feed = tuple[Rule, Output, Rule, bool]  # who feeds, by what, whom, and whether a cycle by way of it is one
 
 
 def check_no_cycle(added: Iterable[Rule], find: Find, heard: Heard) -> None:
     """RuleError with the cycle spelled out if one of these rules is part of one. `find` knows them, too."""
+    for _step in look_for_cycle(added, find, heard):
+        pass
+
+
+def look_for_cycle(added: Iterable[Rule], find: Find, heard: Heard) -> Iterator[None]:
+    """The same in small steps, for those who have something else to do in between. No rule may change meanwhile."""
     component: dict[str, int] = {}  # by rule id: rules that feed each other have the same
     reached: dict[str, Rule] = {}  # those that feed any
     culprits: dict[int, Rule] = {}  # an added rule for each component that has one
     for rule in added:
         if rule.id not in component:
-            _find_components(rule, component, reached, find, heard)
+            yield from _find_components(rule, component, reached, find, heard)
         culprits.setdefault(component[rule.id], rule)
     # The added ones first, as people would tell it.
     for rule in {rule.id: rule for rule in [*culprits.values(), *reached.values()] if rule.id in reached}.values():
         for feed in _feeds(rule, find, heard):
+            yield
+            if feed is None:
+                continue
             _rule, _output, fed, counts = feed
             if counts and component[fed.id] == component[rule.id] and (culprit := culprits.get(component[rule.id])):
                 raise RuleError(
@@ -44,22 +55,24 @@ def check_no_cycle(added: Iterable[Rule], find: Find, heard: Heard) -> None:
                 )
 
 
-def _feeds(rule: Rule, find: Find, heard: Heard) -> Iterator[Feed]:
+def _feeds(rule: Rule, find: Find, heard: Heard) -> Iterator[Feed | None]:
+    """Whom it feeds; None for each output that was looked at."""
     for output in rule.outputs:
         target = rule.target(output)
-        ends = tuple(heard.get(output.interface, ()))
+        ends = tuple(heard(target))
         changed = not rule.keeps_destination(output)
-        if output.interface not in ends:
+        if target not in ends:
             for fed in find(target):
                 yield rule, output, fed, changed
         for end in ends:
-            for fed in find(target._replace(interface=end)):
+            for fed in find(end):
                 yield rule, output, fed, True
+        yield None
 
 
 def _find_components(
     start: Rule, component: dict[str, int], reached: dict[str, Rule], find: Find, heard: Heard
-) -> None:
+) -> Iterator[None]:
     """Number the strongly connected components of what the rule reaches (Tarjan), without recursion: a chain may be as
     long as there are rules. A number is that of the component's first rule."""
     order: dict[str, int] = {}
@@ -71,7 +84,11 @@ def _find_components(
     path.append(start.id)
     while stack:
         rule, feeds = stack[-1]
-        for _rule, _output, fed, _counts in feeds:
+        for feed in feeds:
+            yield
+            if feed is None:
+                continue
+            _rule, _output, fed, _counts = feed
             reached[rule.id] = rule
             if fed.id in component:
                 continue
@@ -101,7 +118,7 @@ def _cycle_by(first: Feed, component: dict[str, int], find: Find, heard: Heard) 
     for rule in left:  # grows while it is gone through
         if rule.id == start.id:
             break
-        for feed in _feeds(rule, find, heard):
+        for feed in filter(None, _feeds(rule, find, heard)):
             following = feed[2]
             if component[following.id] == component[start.id] and following.id not in came_by:
                 came_by[following.id] = feed

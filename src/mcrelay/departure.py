@@ -6,20 +6,21 @@ nobody.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-from mcrelay.arrival import usable
+from mcrelay.arrival import HEADERS, usable
 from mcrelay.facts import Case, Finding, Link, anew, command, grew
 from mcrelay.nearness import Candidate
 from mcrelay.reasons import REASONS, remedy
 from mcrelay.rules import BROADCAST, Address, Output, bits
 from mcrelay.ways import Way
 
-HEADERS: Final = {4: 20, 6: 40}  # bytes of an IP header without options
+LINK_SCOPE: Final = 2
 TTL_SUGGESTED: Final = 8
+JUMBO: Final = 9216  # bytes: no network card has a larger MTU
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,10 @@ def _address(leg: _Leg, link: Link) -> Iterator[Finding]:
     if source == "keep":
         yield Finding(step, "ok", "copies keep the address of whoever sent them")
     elif isinstance(source, IPv4Address | IPv6Address):
-        writes_header = leg.candidate.rule.way(leg.output) in (Way.FRAME, Way.RAW4, Way.RAW6)
-        if leg.case.host.link_with(source) is None and not writes_header:
-            fact = f"{source} is no address of this host, so nothing can be sent from it"
-            yield Finding(step, "bad", fact, f"ip address add {source}/{bits(source)} dev {link.name}")
+        if leg.case.host.link_with(source) is None:
+            fact = f"copies are sent from {source}, which is no address of this host: receivers with rp_filter, and "
+            fact += "switches and clouds that check sources, may drop them"
+            yield Finding(step, "note", fact, "sysctl net.ipv4.conf.all.rp_filter  # at the receiver")
         else:
             yield Finding(step, "ok", f"copies are sent from {source}")
     elif not own:
@@ -103,8 +104,28 @@ def _address(leg: _Leg, link: Link) -> Iterator[Finding]:
     elif all(address in link.tentative for address in own):
         fact = f"{own[0]} of {link.name} may not be used: its uniqueness is not known, or it is somebody else's, too"
         yield Finding(step, "bad", fact, f"ip -6 address show dev {link.name} tentative")
+    elif _is_wider_than_link(leg.destination) and (chosen := _chosen(leg, own, link)).is_link_local:
+        fact = f"copies leave with {chosen} as their source, since {link.name} has no other: routers and receivers "
+        fact += f"beyond the link drop them, and {leg.destination} is of a wider scope"
+        yield Finding(step, "bad", fact, f"ip address add ADDRESS/LENGTH dev {link.name}")
     else:
         yield Finding(step, "ok", f"{link.name} has {', '.join(map(str, own[:4]))}")
+
+
+def _is_wider_than_link(destination: Address) -> bool:
+    if destination.version == 4:
+        return False
+    scope = destination.packed[1] & 15  # of a group (RFC 4291 section 2.7)
+    return scope > LINK_SCOPE if destination.is_multicast else not destination.is_link_local
+
+
+def _chosen(leg: _Leg, own: Sequence[Address], link: Link) -> Address:
+    """The source that it takes itself: to a host the kernel may take one of another interface, if the header is its."""
+    route = leg.case.host.routes.get((leg.destination, link.name))
+    if route and route.source and not leg.destination.is_multicast and leg.candidate.rule.way(leg.output) is Way.UDP6:
+        return route.source
+    usable_ones = [address for address in own if address not in link.tentative]
+    return next((address for address in usable_ones if not address.is_link_local), usable_ones[0])
 
 
 def _next_hop(leg: _Leg, link: Link) -> Iterator[Finding]:
@@ -147,25 +168,36 @@ def _mtu(leg: _Leg, link: Link) -> Iterator[Finding]:
     step = f"{leg.prefix}mtu"
     case = leg.case
     more = HEADERS[leg.destination.version] - HEADERS[case.given.address.version]
+    version = leg.destination.version
     lengths = []
     for key, flow in case.wanted().items():
         mtu = case.host.links[key.interface].mtu if key.interface in case.host.links else flow.length_max
         lengths.append(min(flow.length_max, mtu) + more)  # longer ones are several, which leave apart
+        if flow.fragmented_max:  # these leave whole, if they can
+            lengths.append(HEADERS[version] + flow.fragmented_max)
     remedy = f"ip link set dev {link.name} mtu "
     if lengths:
         longest = max(lengths)
         if longest > link.mtu:
             fact = f"copies of up to {longest:,} bytes leave {link.name} in fragments: its MTU is {link.mtu}"
-            yield Finding(step, "note", fact, f"{remedy}{longest}")
+            yield Finding(step, "note", fact, f"{remedy}{longest}" if longest <= JUMBO else None)
         else:
             yield Finding(step, "ok", f"copies have up to {longest:,} bytes, {link.name}'s MTU is {link.mtu}")
         return
-    widest = max((case.host.links[name].mtu for name in case.ingress()), default=0)
-    if widest + more > link.mtu and not (case.host.links[case.ingress()[0]].is_loopback):
-        fact = f"MTU {link.mtu} of {link.name} is less than what may come ({widest}): longer ones leave in fragments"
-        yield Finding(step, "note", fact, f"{remedy}{widest + more}")
+    given = [case.host.links[name] for name in case.ingress() if not case.host.links[name].is_loopback]
+    if not given:
+        yield Finding(step, "unknown", f"{link.name}'s MTU is {link.mtu}: nothing came to compare it with")
+        return
+    widest = max(given, key=lambda ingress: ingress.mtu)
+    longest = widest.mtu + more
+    fact = (
+        f"what fits into {widest.name} (MTU {widest.mtu}) makes copies of up to {longest:,} bytes, {link.name}'s MTU "
+    )
+    fact += f"is {link.mtu}"
+    if longest > link.mtu:
+        yield Finding(step, "note", f"{fact}: the longest leave in fragments", f"{remedy}{longest}")
     else:
-        yield Finding(step, "ok", f"MTU {link.mtu} of {link.name} is enough for what can come ({widest})")
+        yield Finding(step, "ok", fact)
 
 
 def _ttl(leg: _Leg) -> Iterator[Finding]:
@@ -225,5 +257,6 @@ def _counters(leg: _Leg) -> Iterator[Finding]:
             continue
         mending = remedy(reason, ingress=ingress, egress=leg.output.interface, rule=leg.case.text)
         if reason == "egress_unreachable":
-            mending = f"ip route get {leg.destination} oif {leg.output.interface}"
+            mending = f"ip address show dev {leg.output.interface}"
+            mending += f"  # and: ip route get {leg.destination} oif {leg.output.interface}"
         yield Finding(step, "note" if known.expected else "bad", f"{what}: {known.cause}", mending)

@@ -190,14 +190,18 @@ def _split(leg: Leg, ingress: int) -> Leg:
 def _leg(rule: Rule, output: Output, egress: int, counter: int, workers: int) -> Leg:
     address = rule.address_of(output)
     way = rule.way(output)
-    prefix = 0 if output.address is None else _prefix(address, output.prefix)
+    if output.address is not None:
+        prefix = _prefix(address, output.prefix)
+    else:  # the packet's own, which is known if it can be but one
+        prefix = EXACT if rule.input.prefix is None else 0
+    port = (rule.input.port if output.port is None else output.port) or 0
     if _is_plain(output):  # most of thousands
         ttl = output.ttl if isinstance(output.ttl, int) else 0
-        return Leg(mapped(address), output.port or 0, egress, ttl, counter, way, prefix)
+        return Leg(mapped(address), port, egress, ttl, counter, way, prefix)
     rate = output.rate
     return Leg(
         address=mapped(address),
-        port=output.port or 0,
+        port=port,
         egress=egress,
         ttl=output.ttl if isinstance(output.ttl, int) else 0,
         counter=counter,

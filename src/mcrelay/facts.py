@@ -17,7 +17,7 @@ from typing import Literal
 from mcrelay.api import RuleFacts, Rules, RuleStats, Stats
 from mcrelay.messages import ProcessFacts
 from mcrelay.nearness import Candidate, Choice
-from mcrelay.rules import Address, Input, Output, bits, masked
+from mcrelay.rules import GROUPS_JOINED_MAX, Address, Input, Output, bits, masked
 
 Verdict = Literal["ok", "bad", "unknown", "note"]
 
@@ -64,9 +64,6 @@ class Link:
     received_dropped: int = 0
     sent_dropped: int = 0
     interrupts: Mapping[int, tuple[int, ...]] = field(default_factory=dict)  # of hardware: number -> cores
-
-    def has_version(self, version: int) -> bool:
-        return any(address.version == version for address in self.addresses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +212,8 @@ class Flow:
     packets: int = 0
     ttl_min: int = 255
     ttl_max: int = 0
-    length_max: int = 0  # of the IP packet
+    length_max: int = 0  # of the IP packet, or of each fragment
+    fragmented_max: int = 0  # behind the IP header of the longest datagram that came in fragments, as far as seen
     fragments: int = 0
     bad_checksums: int = 0  # of those that could be checked
     checked: int = 0
@@ -297,9 +295,18 @@ def _is_from(given: Input, key: FlowKey) -> bool:
     return given.source is None or given.source == key.source
 
 
+def is_too_wide(given: Input) -> bool:
+    """Whether it is for a prefix of more groups than are joined."""
+    return (
+        given.prefix is not None
+        and given.address.is_multicast
+        and 1 << bits(given.address) - given.prefix > GROUPS_JOINED_MAX
+    )
+
+
 def command(*words: object) -> str:
-    """As a person types it."""
-    return shlex.join(map(str, words))
+    """As a person types it; zsh takes a word that begins with '=' for a program."""
+    return " ".join(f"'{text}'" if text.startswith("=") else shlex.quote(text) for text in map(str, words))
 
 
 def anew(candidate: Candidate, outputs: Iterable[Output]) -> str:

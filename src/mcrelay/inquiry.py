@@ -7,7 +7,6 @@ changes nothing, but that net/watch.py may join a group for that time.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import sys
@@ -20,7 +19,7 @@ from mcrelay import doctor, explain
 from mcrelay.client import DEFAULT_SOCKET, Client
 from mcrelay.departure import wanted_routes
 from mcrelay.errors import Error, NotPermitted, UsageError
-from mcrelay.facts import Case, Daemon, Finding, Host
+from mcrelay.facts import Case, Daemon, Finding, Host, is_too_wide
 from mcrelay.nearness import choose
 from mcrelay.net.survey import in_our_network, lockable_memory, survey, with_routes
 from mcrelay.net.watch import watch
@@ -28,15 +27,17 @@ from mcrelay.rules import Input
 from mcrelay.ruletext import parse_input
 
 JOIN_MAX: Final = 8  # interfaces of a pattern that a group is joined on for the time of looking
-ASKING: Final = re.compile(r"mcrelay (explain|doctor|add|remove|list|stats|workers|restart-worker|upgrade)\b")
+ASKING: Final = re.compile(
+    r"mcrelay (run|explain|doctor|add|remove|pause|resume|list|stats|workers|restart-worker|upgrade)\b"
+)
 
 
 def about(given: Input, seconds: float, path: str) -> list[Finding]:
     """What is found on the way of an input's packets."""
     earlier = survey()
-    daemon, seen = _ask(path, lambda: watch(given, seconds, _not_joined(given, earlier), given.source))
+    daemon, seen = _ask(path, lambda facts: watch(given, seconds, _not_joined(given, earlier, facts), given.source))
     if seen.problem:
-        seen.remedy = _with_sudo()
+        seen.remedy = _with_sudo(path)
     host = survey()
     choice = choose(given, daemon.rules)
     if choice.taking is not None:
@@ -49,7 +50,7 @@ def about(given: Input, seconds: float, path: str) -> list[Finding]:
 def at_large(seconds: float, path: str) -> list[Finding]:
     """What is found of the host and the daemon."""
     earlier = survey()
-    daemon, _nothing = _ask(path, lambda: time.sleep(seconds))
+    daemon, _nothing = _ask(path, lambda _facts: time.sleep(seconds))
     host = with_routes(survey(earlier.links), doctor.wanted_routes(daemon.rules))
     findings = doctor.examine(doctor.Patient(host, earlier, daemon, seconds))
     return [_at(path, finding) for finding in findings]
@@ -64,10 +65,13 @@ def parse(text: str, source: str | None) -> Input:
     return parse_input(f"{source}@{text}")
 
 
-def _not_joined(given: Input, host: Host) -> Sequence[str]:
+def _not_joined(given: Input, host: Host, facts: Daemon) -> Sequence[str]:
     """The interfaces where nobody asks for the group, or as far as is known only for it from others."""
     if not given.address.is_multicast or given.prefix is not None:
         return []
+    taking = choose(given, facts.earlier.rules if facts.earlier else ()).taking
+    if taking is not None and is_too_wide(taking.rule.input):
+        return []  # a rule that joins nothing: whether its groups come all the same is the question
     joined = {
         one.interface
         for one in host.joined
@@ -80,7 +84,7 @@ def _not_joined(given: Input, host: Host) -> Sequence[str]:
 # --- the daemon -------------------------------------------------------------------------------------------------------
 
 
-def _ask(path: str, meanwhile: Callable[[], Any]) -> tuple[Daemon, Any]:
+def _ask(path: str, meanwhile: Callable[[Daemon], Any]) -> tuple[Daemon, Any]:
     """What the daemon says before and after; `meanwhile` happens in any case."""
     facts, client = Daemon(path), None
     try:
@@ -95,7 +99,7 @@ def _ask(path: str, meanwhile: Callable[[], Any]) -> tuple[Daemon, Any]:
     except Error as error:
         facts = _unasked(path, error)
     started = time.monotonic()
-    happened = meanwhile()
+    happened = meanwhile(facts)
     if client is None or facts.problem is not None:
         return facts, happened
     try:
@@ -109,14 +113,14 @@ def _ask(path: str, meanwhile: Callable[[], Any]) -> tuple[Daemon, Any]:
 
 def _unasked(path: str, error: Error) -> Daemon:
     if error.code == NotPermitted.code:
-        return Daemon(path, problem=error.message, remedy=_with_sudo(), is_at_fault=False)
+        return Daemon(path, problem=error.message, remedy=_with_sudo(path), is_at_fault=False)
     start = "sudo mcrelay run" + (f" --socket {shlex.quote(path)}" if path != DEFAULT_SOCKET else "")
     return Daemon(path, problem=error.message, remedy=start if error.code == "unavailable" else error.hint or None)
 
 
 def _at(path: str, finding: Finding) -> Finding:
     """The finding with commands for the same daemon."""
-    if finding.remedy is None or path == DEFAULT_SOCKET or os.environ.get("MCRELAY_SOCKET") == path:
+    if finding.remedy is None or path == DEFAULT_SOCKET:  # a variable would not survive sudo
         return finding
     commands, hash_sign, comment = finding.remedy.partition("  #")
     option = f" --socket {shlex.quote(path)}"
@@ -124,9 +128,16 @@ def _at(path: str, finding: Finding) -> Finding:
     return replace(finding, remedy=" && ".join(asked) + hash_sign + comment)
 
 
-def _with_sudo() -> str:
+def _with_sudo(path: str) -> str:
     """The same command again, with more rights."""
-    return shlex.join(["sudo", "mcrelay", *sys.argv[1:]])
+    return shlex.join(["sudo", *_again(path)])
+
+
+def _again(path: str) -> list[str]:
+    """The same command, for the same daemon even where the environment is another one."""
+    arguments = sys.argv[1:]
+    said = path == DEFAULT_SOCKET or any(word.partition("=")[0] == "--socket" for word in arguments)
+    return ["mcrelay", *arguments, *([] if said else ["--socket", path])]
 
 
 def _placed(daemon: Daemon) -> Daemon:
@@ -136,5 +147,5 @@ def _placed(daemon: Daemon) -> Daemon:
         return daemon
     elsewhere = None
     if in_our_network(pid) is False:
-        elsewhere = shlex.join(["sudo", "nsenter", f"--net=/proc/{pid}/ns/net", "mcrelay", *sys.argv[1:]])
+        elsewhere = shlex.join(["sudo", "nsenter", f"--net=/proc/{pid}/ns/net", *_again(daemon.path)])
     return replace(daemon, elsewhere=elsewhere, locked_memory=lockable_memory(pid))

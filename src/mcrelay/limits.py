@@ -14,7 +14,7 @@ OUTPUTS_MAX: Final = 65536  # likewise, with several outputs to a rule
 RULE_OUTPUTS_MAX: Final = 1024  # of one rule; its text still fits one frame
 INTERFACES_MAX: Final = 64  # in use at once; a worker's receive slots are a few MiB for each
 ADDRESSES_MAX: Final = 4096  # of this host, that a worker knows; their texts fit one frame
-PORTS_MAX: Final = 1024  # of an interface in rootless mode, a socket each; a worker's descriptors
+PORTS_MAX: Final = 1024  # in rootless mode, of all interfaces together, a socket each; a worker's descriptors
 WORKERS_MAX: Final = 64  # one per core; the control plane gets a counter page of each in one message
 CLIENTS_MAX: Final = 2048  # connected at once: 1,000 that watch, and as many that come and go; 8 MiB when idle
 

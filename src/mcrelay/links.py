@@ -17,12 +17,12 @@ import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from itertools import islice
 from typing import Final, Literal
 
 from mcrelay.children import Child
 from mcrelay.counters import Page
+from mcrelay.cycles import Heard
 from mcrelay.errors import Busy, Error, SystemRefusal
 from mcrelay.handover import Heritage
 from mcrelay.limits import RingGeometry, ring_geometry
@@ -34,12 +34,13 @@ from mcrelay.messages import (
     Message,
     Ring,
 )
-from mcrelay.net.attachments import Attachment, Attachments, Need, egress_needs, lacks_address, problem
+from mcrelay.net.attachments import Attachment, Attachments, Need, Retired, egress_needs, lacks_address, problem
+from mcrelay.net.hearing import Hearing
 from mcrelay.net.interfaces import Interface, Interfaces
 from mcrelay.own import OwnAddresses
 from mcrelay.patterns import PatternLinks
 from mcrelay.ports import PortLinks
-from mcrelay.rules import Membership, Rule
+from mcrelay.rules import Rule
 from mcrelay.turns import in_turns
 from mcrelay.ways import DIRECTIONS, Direction
 
@@ -51,14 +52,6 @@ PROBLEM_MAX: Final = 256  # characters, messages.Text
 AGAIN_S: Final = 1.0  # after an interface that is there could not be opened
 LOOK_AGAIN_S: Final = 10.0  # after a group could not be joined or a port taken: somebody may have made room
 WRITTEN: Final[tuple[Direction, ...]] = ("frame", "raw4", "raw6")  # ways out for which we write headers
-
-
-@dataclass(frozen=True, slots=True)
-class Retired:
-    """What a rule that is no longer active needed."""
-
-    needs: set[Need]
-    memberships: list[Membership]
 
 
 class Links:
@@ -127,6 +120,11 @@ class Links:
         """Of all interfaces that rules name."""
         return self._attachments.slots()
 
+    @property
+    def patience_s(self) -> float:
+        """How much longer a worker may take for rules since patterns stand for interfaces."""
+        return self._patterns.patience_s
+
     def records(self) -> tuple[InterfaceRecord, ...]:
         """All interfaces that rules name, and what is wrong with them."""
         left, present = UNJOINED_MAX, self._interfaces.present()
@@ -151,15 +149,9 @@ class Links:
         self._told = self.records()
         return self._told
 
-    def heard(self) -> dict[str, list[str]]:
-        """For each interface whose other end is in this host, too: the interfaces that hear what it sends."""
-        present = self._interfaces.present()
-        names = {interface.index: name for name, interface in present.items()}
-        return {
-            name: [name if interface.is_loopback else names[interface.peer]]
-            for name, interface in present.items()
-            if interface.is_loopback or interface.peer in names
-        }
+    def heard(self) -> Heard:
+        """Where this host hears what it sends, as its interfaces are now."""
+        return Hearing(self._interfaces.present().values(), self._interfaces.addresses()).of
 
     def _is_open(self, need: Need) -> bool:
         name, direction = need
@@ -225,8 +217,8 @@ class Links:
     async def provide(self, rules: list[Rule], removed: list[Rule], undo: AsyncExitStack) -> None:
         """Open what these rules, in the place of those, need, as far as it is there, and join their groups. RuleError
         if they name or match too many interfaces, SystemRefusal if the kernel will not open what is there."""
-        self._ports.check(rules, self._own.texts)
         present = self._interfaces.present()
+        self._ports.check(rules, self._own.texts, present)
         if any(name not in present for name, _direction in self._wanted(rules, present)):
             present = await self._interfaces.refresh()  # one that was made this very moment
         wanted = self._wanted(rules, present)

@@ -7,12 +7,12 @@ of one input with another, in words. Which of several rules comes first is that 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from mcrelay.api import RuleFacts
 from mcrelay.errors import RuleError
-from mcrelay.rules import Address, Input, Rule, bits, masked
+from mcrelay.rules import Input, Rule, bits, masked
 from mcrelay.ruletext import parse_rule
 
 # How far a rule may be to be near. Each difference is one step, and another group is two: many rules share their port.
@@ -43,11 +43,6 @@ class Choice:
     taking: Candidate | None
     passed_over: Sequence[Candidate] = ()
     near: Sequence[Candidate] = ()
-
-
-def with_source(given: Input, source: Address | None) -> Input:
-    """What was asked about, with a source that was given beside it."""
-    return replace(given, source=source) if source is not None else given
 
 
 def choose(given: Input, rules: Iterable[RuleFacts]) -> Choice:

@@ -27,6 +27,7 @@ from mcrelay.rules import Rule
 
 log = logging.getLogger(__name__)
 
+ENTRY_S: Final = 0.0001  # that a worker may take for each entry of its table
 NAMED: Final = ""  # in the place of a pattern: of all rules that name their interface
 
 
@@ -104,6 +105,11 @@ class PatternLinks:
         """What active patterns stand for."""
         return {name for _rule, names in self._attachments.patterns() for name in names}
 
+    @property
+    def patience_s(self) -> float:
+        """How much longer a worker may take to compile all that patterns stand for."""
+        return self._loads.total(self._told).entries * ENTRY_S if self._loads.has_patterns else 0.0
+
     def check(self, names: Iterable[str], added: Iterable[Rule], removed: Iterable[Rule]) -> None:
         """RuleError if the table has no room for the rules after this change, with patterns for these interfaces."""
         after = self._loads.changed(added, removed)
@@ -159,4 +165,5 @@ class PatternLinks:
 
     async def introduce(self, child: Child) -> None:
         ticket = child.ticket()
-        await child.command(ticket, (SetPatternInterfaces(ticket=ticket, slots=self._told), ()))
+        message = SetPatternInterfaces(ticket=ticket, slots=self._told)
+        await child.command(ticket, (message, ()), patience_s=self.patience_s)

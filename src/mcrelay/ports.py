@@ -29,16 +29,20 @@ class PortLinks:
         self._ports = attachments.ports
         self._workers = workers
 
-    def check(self, rules: Iterable[Rule], own: Iterable[str]) -> None:
-        """RuleError if one cannot be; `own` are the addresses of this host."""
-        if self._ports:
-            first_port, addresses = first_unprivileged_port(), frozenset(own)
-            for rule in rules:
-                check_rule(rule, first_port, addresses)
+    def check(self, rules: Sequence[Rule], own: Iterable[str], present: Iterable[str]) -> None:
+        """RuleError if one cannot be, or if they are too many; `own` are the addresses of this host, `present` its
+        interfaces."""
+        if not self._ports:
+            return
+        first_port, addresses = first_unprivileged_port(), frozenset(own)
+        for rule in rules:
+            check_rule(rule, first_port, addresses)
+        self._ports.check(
+            (name, number_of(rule)) for rule in rules for name in self._attachments.ingress_names(rule, present)
+        )
 
     async def open(self, rules: Iterable[Rule], present: Iterable[str], undo: AsyncExitStack) -> None:
-        """Have the ports open that these rules need, on what interfaces are open. RuleError if they are too many,
-        SystemRefusal if the kernel will not."""
+        """Have the ports open that these rules need, on what interfaces are open. SystemRefusal if that cannot be."""
         if not self._ports:
             return
         undo.push_async_callback(self.close_unused)

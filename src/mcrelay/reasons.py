@@ -23,8 +23,9 @@ REASONS: Final[dict[str, Reason]] = {
         "tcpdump -ni {ingress} -vv -c 20 udp",
     ),
     "oversize": Reason(
-        "reassembled or merged beyond what one packet can hold here",
-        "ethtool -K {ingress} rx-udp-gro-forwarding off rx-gro-list off",
+        "reassembled or merged beyond what one packet can hold here, as IPv4 datagrams in fragments are with "
+        "`--ingress recv`",
+        "mcrelay run --ingress ring  # the default; if it is: ethtool -K {ingress} rx-udp-gro-forwarding off",
     ),
     "not_ip": Reason(
         "neither IPv4 nor IPv6: without CAP_BPF the workers see all frames of the interface; harmless",
@@ -74,7 +75,8 @@ REASONS: Final[dict[str, Reason]] = {
         "tc -s qdisc show dev {egress}  # then: ip link set dev {egress} txqueuelen 10000",
     ),
     "egress_unreachable": Reason(
-        "the output has no address, route or neighbour, or its interface is down",
+        "the output's interface is down or gone, has no address to send from, or no IPv6 route; copies to a host that "
+        "does not answer, or has no IPv4 route, count as forwarded",
         "mcrelay explain {rule}",
     ),
     "egress_refused": Reason(

@@ -25,6 +25,15 @@ def check_cores(workers: int | None, cores: str | None) -> None:
         )
 
 
+def check_ring(*, is_given: bool) -> None:
+    """UsageError if the size of rings is given, of which there are none."""
+    if is_given:
+        raise UsageError(
+            "--ring-mib is about packet rings, of which --rootless has none",
+            f"leave it out and raise net.core.rmem_max, or {AS_ROOT}",
+        )
+
+
 def check_rule(rule: Rule, first_port: int, own: Collection[str]) -> None:
     """RuleError if ordinary sockets cannot do what the rule says. Ports below `first_port` are privileged; `own` are
     the addresses of this host."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -178,13 +179,15 @@ class Output:
 
 class Target(NamedTuple):
     """What one rule sends to and another takes. `port` None: any. `source` None: what the kernel chooses, or whatever
-    the packets come with."""
+    the packets come with. `vlan`: the tag that it is heard with, None for none."""
 
     address: Address
     prefix: int
     port: int | None
     interface: str
     source: Address | None = None
+    protocol: Protocol = "udp"
+    vlan: int | None = None
 
 
 @dataclass(frozen=True)
@@ -254,15 +257,23 @@ class Rule:
         prefix = self.input.prefix if follows and self.input.prefix is not None else bits(address)
         port = self.input.port if output.port is None else output.port
         source = output.source if isinstance(output.source, IPv4Address | IPv6Address) else None
-        return Target(address, prefix, port, output.interface, source)
+        return Target(address, prefix, port, output.interface, source, output.protocol)
+
+    def feeds_itself(self, output: Output) -> bool:
+        """The rule would take what it sends, if that came in again. A rule for a pattern that only passes packets on is
+        none of those: none leaves where it came in."""
+        return takes(self.input, self.target(output)) and not (self.input.is_pattern and self.keeps_destination(output))
 
 
 def _bracketed(address: Address) -> str:
     return f"[{address}]" if address.version == 6 else str(address)
 
 
-def _takes(given: Input, target: Target) -> bool:
-    if given.vlan is not None or given.address.version != target.address.version or not given.is_on(target.interface):
+def takes(given: Input, target: Target) -> bool:
+    """Whether the input may take what is sent there."""
+    if given.vlan != target.vlan or given.protocol != target.protocol:
+        return False
+    if given.address.version != target.address.version or not given.is_on(target.interface):
         return False
     if given.port is not None and target.port is not None and given.port != target.port:
         return False
@@ -275,14 +286,54 @@ def _takes(given: Input, target: Target) -> bool:
 # --- the set --------------------------------------------------------------------------------------------------------
 
 
+class _Destinations:
+    """Those rules whose destinations have prefixes of one length, by the prefix as a number, and then by port."""
+
+    def __init__(self, width: int, prefix: int) -> None:
+        self._width = width  # of an address, in bits
+        self._prefix = prefix
+        self._numbers: list[int] = []  # all there are, in order
+        self._rules: dict[int, dict[int | None, dict[str, Rule]]] = {}
+
+    def add(self, rule: Rule) -> None:
+        number = int(rule.input.address)
+        if number not in self._rules:
+            insort(self._numbers, number)
+        self._rules.setdefault(number, {}).setdefault(rule.input.port, {})[rule.id] = rule
+
+    def remove(self, rule: Rule) -> None:
+        number, port = int(rule.input.address), rule.input.port
+        ports = self._rules[number]
+        del ports[port][rule.id]
+        if not ports[port]:
+            del ports[port]
+        if not ports:
+            del self._rules[number]
+            del self._numbers[bisect_left(self._numbers, number)]
+
+    def near(self, target: Target) -> Iterator[Rule]:
+        """Those that have a destination and a port in common with the target, which is of this width."""
+        for number in self._overlapping(target):
+            ports = self._rules[number]
+            for port in list(ports) if target.port is None else (target.port, None):
+                yield from ports.get(port, {}).values()
+
+    def _overlapping(self, target: Target) -> list[int]:
+        if target.prefix >= self._prefix:
+            number = masked(target.address, self._prefix)
+            return [number] if number in self._rules else []
+        first = masked(target.address, target.prefix)
+        last = first + (1 << self._width - target.prefix) - 1
+        return self._numbers[bisect_left(self._numbers, first) : bisect_right(self._numbers, last)]
+
+
 @dataclass
 class RuleSet:
     """Rules by id, with unique ids and names."""
 
     _by_id: dict[str, Rule] = field(default_factory=dict)
     _by_name: dict[str, Rule] = field(default_factory=dict)
-    _by_destination: dict[tuple[Address, int | None], dict[str, Rule]] = field(default_factory=dict)  # of exact inputs
-    _wide: dict[str, Rule] = field(default_factory=dict)  # of inputs with a prefix or any port
+    _by_length: dict[tuple[int, int], _Destinations] = field(default_factory=dict)  # of an address, of its prefix
 
     @classmethod
     def of(cls, rules: Iterable[Rule]) -> RuleSet:
@@ -316,10 +367,10 @@ class RuleSet:
     def add(self, rule: Rule) -> None:
         self.check_addable(rule)
         self._by_id[rule.id] = rule
-        if rule.input.is_exact:
-            self._by_destination.setdefault((rule.input.address, rule.input.port), {})[rule.id] = rule
-        else:
-            self._wide[rule.id] = rule
+        lengths = _lengths(rule.input)
+        if lengths not in self._by_length:
+            self._by_length[lengths] = _Destinations(*lengths)
+        self._by_length[lengths].add(rule)
         if rule.name is not None:
             self._by_name[rule.name] = rule
 
@@ -332,29 +383,20 @@ class RuleSet:
         if rule.name is not None:
             self._by_name[rule.name] = rule
         self._by_id[rule.id] = rule
-        index = self._wide if not rule.input.is_exact else self._by_destination[rule.input.address, rule.input.port]
-        index[rule.id] = rule
+        self._by_length[_lengths(rule.input)].add(rule)
 
     def remove(self, rule_id: str) -> Rule:
         rule = self._by_id.pop(rule_id)
-        if rule.input.is_exact:
-            there = self._by_destination[rule.input.address, rule.input.port]
-            del there[rule.id]
-            if not there:
-                del self._by_destination[rule.input.address, rule.input.port]
-        else:
-            del self._wide[rule_id]
+        self._by_length[_lengths(rule.input)].remove(rule)
         if rule.name is not None:
             del self._by_name[rule.name]
         return rule
 
     def fed_by(self, target: Target) -> Iterator[Rule]:
         """The rules that may take what is sent there."""
-        if target.port is not None and target.prefix == bits(target.address):
-            candidates = [*self._by_destination.get((target.address, target.port), {}).values(), *self._wide.values()]
-        else:
-            candidates = list(self)
-        return (rule for rule in candidates if _takes(rule.input, target))
+        for (width, _prefix), destinations in self._by_length.items():
+            if width == bits(target.address):
+                yield from (rule for rule in destinations.near(target) if takes(rule.input, target))
 
     def find(self, name_or_id: str) -> Rule:
         """RuleError if no rule is called that."""
@@ -362,6 +404,12 @@ class RuleSet:
         if rule is None:
             raise RuleError(f"no rule is called {shown(name_or_id)}", "'mcrelay list' shows the rules")
         return rule
+
+
+def _lengths(given: Input) -> tuple[int, int]:
+    """Of the address, and of what counts of it, in bits."""
+    width = bits(given.address)
+    return width, width if given.prefix is None else given.prefix
 
 
 def check_generation(expect: int | None, generation: int) -> None:

@@ -57,6 +57,7 @@ DSCP_NAMES: Final = {
 
 THIS_NETWORK: Final = 0  # the first byte of addresses that are nobody's (RFC 1122 section 3.2.1.3)
 LOOPBACK: Final = 127
+GROUPS_MIN: Final = 224  # from here on, no address is one host's (RFC 1112 section 4)
 RESERVED_MIN: Final = 240  # RFC 1112 section 4
 
 
@@ -74,12 +75,12 @@ def parse_rule(input: str, outputs: Iterable[str], name: str | None = None) -> R
     taken = set()
     for output, text in zip(rule.outputs, texts, strict=True):
         _check_pair(given, output, f"output {shown(text)}")
-        target = rule.target(output)[:4]
-        if target == (given.address, _length(given.address, given.prefix), given.port, given.interface):
+        if rule.feeds_itself(output):
             raise RuleError(
                 f"output {text!r} is where the input comes from: the relay would feed itself",
                 "send to another group, port or interface",
             )
+        target = rule.target(output)[:4]
         if target in taken:
             raise RuleError(f"output {text!r} is given twice", "name each output once; receivers would get duplicates")
         taken.add(target)
@@ -112,9 +113,10 @@ def parse_input(text: str) -> Input:
     vlan: int | None = None
     for key, value in _options(options, what, known=("vlan",), all_known="vlan=N"):
         vlan = _number_in(value, 1, 4094, f"{what}: {key}")
-    source = _parse_address(source_text, what) if at else None
+    source = _parse_host(source_text, what) if at else None
     if source is not None:
         _check_source(source, address, what)
+        _check_host(source, what)
     _check_destination(address, prefix, port, protocol, what)
     return Input(address, port, interface, source, prefix, vlan, protocol)
 
@@ -124,7 +126,7 @@ def _check_destination(address: Address, prefix: int | None, port: int | None, p
     if not int(address) or (address.version == 4 and address.packed[0] == THIS_NETWORK):
         raise RuleError(f"{what}: nothing is sent to {address}", "name a group, or a unicast address of this host")
     if address.version == 6 and is_group(address):
-        _check_scope(address, what)
+        _check_scope(address, prefix, what)
     if prefix is not None:
         shortest = 4 if address.version == 4 else 8
         if not is_group(address) or prefix < shortest:
@@ -143,8 +145,17 @@ def _check_destination(address: Address, prefix: int | None, port: int | None, p
 def _check_source(source: Address, group: Address, what: str) -> None:
     if source.version != group.version:
         raise RuleError(f"{what}: {source} cannot send to {group}", "use addresses of one IP version")
-    if is_group(source) or not int(source) or source == BROADCAST:
-        raise RuleError(f"{what}: {source} is nobody's address", "name a host's unicast address before '@'")
+
+
+def _check_host(source: Address, what: str) -> None:
+    """Packets on a wire may come from it."""
+    if source.version == 4:
+        first = source.packed[0]
+        is_somebodys = first not in (THIS_NETWORK, LOOPBACK) and first < GROUPS_MIN
+    else:
+        is_somebodys = int(source) != 0 and not source.is_loopback and not is_group(source)
+    if not is_somebodys:
+        raise RuleError(f"{what}: {source} is nobody's address", "name a host's unicast address")
 
 
 # --- output -----------------------------------------------------------------------------------------------------------
@@ -177,7 +188,7 @@ def parse_output(text: str) -> Output:
             case "dscp":
                 dscp = _parse_dscp(value, field)
             case "source":
-                source = "keep" if value == "keep" else _parse_address(value or "", what)
+                source = "keep" if value == "keep" else _parse_host(value or "", what)
             case "sport":
                 source_port = "keep" if value == "keep" else _number_in(value, 1, 65535, field, "or keep")
             case "rate":
@@ -200,7 +211,7 @@ def _check_sendable(address: Address, prefix: int | None, what: str) -> None:
     if first is not None and first >= RESERVED_MIN and address != BROADCAST:
         raise RuleError(f"{what}: {address} is in 240.0.0.0/4, which nobody routes", "use a group or a host's address")
     if address.version == 6 and is_group(address):
-        _check_scope(address, what)
+        _check_scope(address, prefix, what)
     if prefix is not None and not is_group(address):
         raise RuleError(f"{what}: a prefix is one of multicast groups", "name one address, or a prefix of groups")
     if prefix is not None and int(address) != masked(address, prefix):
@@ -296,10 +307,6 @@ def _options(options: list[str], what: str, known: tuple[str, ...], all_known: s
         yield key, value if equals else None
 
 
-def _length(address: Address, prefix: int | None) -> int:
-    return bits(address) if prefix is None else prefix
-
-
 def _split_interface(text: str, what: str, form: str) -> tuple[str, str]:
     endpoint, percent, interface = text.rpartition("%")
     if not percent:
@@ -353,15 +360,24 @@ def _parse_address(text: str, what: str, *, bracketed: bool = False) -> Address:
     return address
 
 
+def _parse_host(text: str, what: str) -> Address:
+    address = _parse_address(text, what)
+    _check_host(address, what)
+    return address
+
+
 def _refuse_address(text: str, what: str) -> NoReturn:
     raise RuleError(
         f"{what}: {shown(text)} is not an IP address", "write it in full, for example 239.1.1.1 or [ff05::1]"
     )
 
 
-def _check_scope(group: Address, what: str) -> None:
-    """RFC 4291 section 2.7: what scopes may be on a wire."""
-    scope = group.packed[1] & 15
+def _check_scope(group: Address, prefix: int | None, what: str) -> None:
+    """RFC 4291 section 2.7: what scopes may be on a wire. Of a prefix, one that it leaves possible has to be."""
+    scope = group.packed[1] & 15  # bits 12 to 15
+    left_open = 0 if prefix is None else min(max(16 - prefix, 0), 4)
+    if any(possible not in (0, 1, 15) for possible in range(scope, scope + (1 << left_open))):
+        return
     if scope in (0, 15):
         raise RuleError(f"{what}: {group} has a reserved scope", "use, for example, ff02:: (link) or ff05:: (site)")
     if scope == 1:

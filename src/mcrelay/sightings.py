@@ -52,7 +52,11 @@ class _Packet:
     payload_length: int
     header_sum_wrong: bool
     is_fragment: bool
-    is_first: bool
+    offset: int  # of a fragment, in the datagram that it is of
+
+    @property
+    def is_first(self) -> bool:
+        return not self.offset
 
 
 def take(seen: Sightings, frame: Frame) -> None:
@@ -85,6 +89,8 @@ def _count(flow: Flow, frame: Frame, packet: _Packet, protocol: str) -> None:
     flow.ttl_max = max(flow.ttl_max, packet.ttl)
     flow.length_max = max(flow.length_max, packet.length)
     flow.fragments += packet.is_fragment
+    if packet.is_fragment:
+        flow.fragmented_max = max(flow.fragmented_max, packet.offset + packet.payload_length)
     flow.arrivals.add(frame.arrival)
     if packet.destination.is_multicast and frame.network >= 14 and frame.data[:6] != multicast_mac(packet.destination):
         flow.wrong_macs.add(frame.data[:6].hex(":"))
@@ -129,7 +135,7 @@ def _read_4(data: bytes) -> _Packet | None:
         payload_length=payload_length,
         header_sum_wrong=_sum(data[:header]) != 0xFFFF,
         is_fragment=bool(fragment & 0x3FFF),
-        is_first=not fragment & 0x1FFF,
+        offset=(fragment & 0x1FFF) * 8,
     )
 
 
@@ -138,20 +144,20 @@ def _read_6(data: bytes) -> _Packet | None:
         return None
     length = 40 + int.from_bytes(data[4:6], "big")
     kind, at = data[6], 40
-    is_fragment, is_first = False, True
+    is_fragment, offset = False, 0
     for _ in range(EXTENSIONS_MAX):
         if kind not in (*EXTENSIONS, FRAGMENT, AH) or len(data) < at + 8:
             break
         if kind == FRAGMENT:
-            offset = int.from_bytes(data[at + 2 : at + 4], "big")
-            is_fragment, is_first = bool(offset & 0xFFF9), not offset & 0xFFF8
+            field = int.from_bytes(data[at + 2 : at + 4], "big")
+            is_fragment, offset = bool(field & 0xFFF9), field & 0xFFF8  # the field's low bits are flags
             size = 8
         elif kind == AH:
             size = (data[at + 1] + 2) * 4
         else:
             size = (data[at + 1] + 1) * 8
         kind, at = data[at], at + size
-        if not is_first:
+        if offset:
             break
     return _Packet(
         source=IPv6Address(data[8:24]),
@@ -163,7 +169,7 @@ def _read_6(data: bytes) -> _Packet | None:
         payload_length=max(0, length - at),
         header_sum_wrong=False,
         is_fragment=is_fragment,
-        is_first=is_first,
+        offset=offset,
     )
 
 

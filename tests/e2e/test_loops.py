@@ -19,7 +19,7 @@ import pytest
 
 from lab.daemon import Daemon, settled
 from lab.namespaces import Lab, Namespace, unsupported, wait_until
-from lab.topology import RelayLine
+from lab.topology import INGRESS_ADDRESS, RelayLine
 
 GROUP: Final = "239.1.1.1"
 PORT: Final = 5000
@@ -97,6 +97,35 @@ def test_what_comes_from_an_address_of_this_host_is_dropped(daemon: Daemon, line
         return counted()[0] > packets
 
     wait_until(is_forwarded, 5, "an address that this host has no more")
+
+
+def test_what_comes_in_again_within_the_host_is_refused(daemon: Daemon, line: RelayLine) -> None:
+    """By way of the loopback device, or of a bridge; what does not is taken."""
+
+    def said(*rule: str) -> str:
+        result = daemon.run("add", *rule, "--name", "l", check=False)
+        assert result.returncode in (0, 65)
+        return result.stderr if result.returncode else ""
+
+    assert "heard at lo (rule l)" in said(f"{INGRESS_ADDRESS}:7000%lo", f"{INGRESS_ADDRESS}:7000%in0")
+    assert "heard at lo (rule l)" in said(f"{INGRESS_ADDRESS}:7000%lo", "=:=%out0,source=keep")
+    line.relay.ip("link", "add", "vA", "type", "veth", "peer", "name", "vB")
+    try:
+        line.relay.ip("link", "add", "br0", "type", "bridge")
+    except RuntimeError as error:
+        pytest.skip(f"no bridges here: {error}")
+    rule = f"{GROUP}:{PORT}%vB", "=:=%br0,source=keep"
+    assert said(*rule) == ""
+    daemon.run("remove", "l")
+    line.relay.ip("link", "set", "vA", "master", "br0")
+
+    def is_refused() -> bool:
+        refusal = said(*rule)
+        if not refusal:
+            daemon.run("remove", "l")
+        return "heard at vB (rule l)" in refusal
+
+    wait_until(is_refused, 5, "the bridge's port is not known")
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from lab.topology import RelayLine, relay_line
 from lab.traffic import run_sender, start_receiver, start_sender
 from lab.unprivileged import unprivileged
 from mcrelay.api import RuleText
+from mcrelay.tap import read_headers
 
 INPUT = "239.1.1.1:5000"
 OUTPUT = "239.2.2.2:6000"
@@ -362,3 +363,21 @@ def test_clients_of_the_same_user_find_it(begin: Start, line: RelayLine, runtime
     assert f"the daemon at {daemon.socket} answers" in ping("nobody", "nogroup").stdout
     assert os.stat(daemon.socket).st_mode & 0o777 == 0o600
     assert ping("daemon", "daemon").returncode == 69  # somebody else's directory is not looked into
+
+
+@pytest.mark.parametrize("engine", ["uring", "reference"])
+def test_packets_are_shown_as_they_must_have_been(begin: Start, line: RelayLine, engine: str) -> None:
+    """An ordinary socket has no headers, so they are written anew."""
+    daemon = begin("--engine", engine)
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
+    with daemon.client() as client:
+        items = client.tap("feed", count=3)
+        run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=1000, count=3, size=100))
+        packets = [packet for item in items for packet in item.packets]
+    for packet in packets:
+        headers = read_headers(packet.data)
+        assert headers
+        assert (str(headers.source), str(headers.destination)) == ("203.0.113.10", "239.1.1.1")
+        assert (headers.destination_port, headers.ttl, packet.length, len(packet.data)) == (5000, 8, 128, 128)
+        assert (packet.interface, packet.verdict, packet.copies) == ("in0", "forwarded", 1)
+    assert len(packets) == 3

@@ -271,7 +271,7 @@ def test_a_tap_ends_with_its_rule_its_worker_and_the_daemon(start: StartDaemon, 
 
     def ended(process: Watch, code: int, word: str) -> None:
         _out, err = process.communicate(timeout=DEADLINE_S)
-        assert process.returncode == code
+        assert process.returncode == code, err
         assert word in err, err
 
     trace = watch(daemon, "trace", "feed")
@@ -283,7 +283,8 @@ def test_a_tap_ends_with_its_rule_its_worker_and_the_daemon(start: StartDaemon, 
     daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
     trace = watch(daemon, "trace", "feed")
     daemon.upgrade()
-    ended(trace, 69, "the daemon")
+    trace.communicate(timeout=DEADLINE_S)
+    assert trace.returncode in (69, 75)  # by the connection that ends, or by the worker that goes, whichever is first
     trace = watch(daemon, "trace", "feed", "--count", "1")
     inject(line, b"after the upgrade")
     finished(trace)

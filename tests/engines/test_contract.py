@@ -531,6 +531,7 @@ def test_an_interface_that_refuses_segments_gets_plain_sends(line: RelayLine, de
         assert bench.page.totals()["sends"] == 300
     finally:
         line.relay.ip("link", "set", "out0", "mtu", "1500")
+        speak_ipv6(line)  # which takes an MTU of 1280
     receiver.sock.close()
     sender.sock.close()
     bench.close()

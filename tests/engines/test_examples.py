@@ -550,6 +550,27 @@ def test_an_output_sends_no_more_than_its_rate(wires: Any) -> None:
         wire.inject(given4())
 
 
+def test_who_gets_an_output_s_counter_does_not_pay_its_debts(wires: Any) -> None:
+    """A burst at one packet a second is owed for 16 seconds: by that rule at that rate, and by no other."""
+    wire: Wire = wires({Way.UDP4})
+    page = wire.bench.page
+    slow = to4(rate=1, rate_unit=RateUnit.PACKETS)
+    wire.bench.rules(rule4(slow, id=1))
+    wire.inject(*[given4()] * 20)
+    owed = page.output(0)[0]
+    for output, id in ((to4(rate=2, rate_unit=RateUnit.PACKETS), 1), (slow, 1), (slow, 2)):
+        wire.bench.rules(rule4(output, id=id))
+        before = page.output(0)[0]
+        wire.inject(*[given4()] * 16)
+        assert page.output(0)[0] - before == 16
+    # The table again, with the same rule in it, forgives nothing. (A second more that passes is a packet more.)
+    wire.bench.rules(rule4(slow, id=2))
+    before = page.output(0)[0]
+    wire.inject(*[given4()] * 16)
+    assert page.output(0)[0] - before < 16
+    assert owed >= 16
+
+
 def test_a_rate_in_bits_counts_ip_packets(wires: Any) -> None:
     """One bit a second and a burst of 192,000: so many packets of 1500 bytes, whatever their IP version."""
     wire: Wire = wires({Way.UDP4, Way.UDP6})

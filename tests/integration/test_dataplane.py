@@ -11,17 +11,17 @@ import os
 import socket
 import time
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
 
-from mcrelay import __version__, counters, dataplane
+from mcrelay import __version__, counters, dataplane, entries, ruletext
 from mcrelay.channel import Channel
 from mcrelay.codec import Codec
 from mcrelay.dataplane import DataPlane
 from mcrelay.entries import Entry
-from mcrelay.limits import TAPS_MAX, RingGeometry
+from mcrelay.limits import RULES_MAX, TAPS_MAX, RingGeometry
 from mcrelay.messages import (
     Acknowledge,
     AddRule,
@@ -36,10 +36,12 @@ from mcrelay.messages import (
     Ring,
     RuleRecord,
     SetOwnAddresses,
+    SetPatternInterfaces,
     Shutdown,
     Start,
     SyncRules,
 )
+from mcrelay.rules import Rule
 from mcrelay.ways import Direction, Link, Way
 from mcrelay.worker import Life
 
@@ -53,6 +55,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.told: list[tuple[object, ...]] = []
+        self.rules_max = RULES_MAX
         self._answer_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._stop_fd = os.eventfd(0)
         self._answers: list[tuple[int, int]] = []
@@ -92,7 +95,10 @@ class FakeEngine:
         return self._note("detach_egress", interface, way)
 
     def set_rules(self, entries: Iterable[Entry]) -> int:
-        return self._note("set_rules", sorted(entry.counter for entry in entries))
+        counters = sorted(entry.counter for entry in entries)
+        if len(counters) > self.rules_max:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return self._note("set_rules", counters)
 
     def set_own_addresses(self, addresses: Iterable[bytes]) -> int:
         return self._note("set_own_addresses", sorted(addresses))
@@ -356,38 +362,71 @@ def test_the_engine_knows_each_way_out_and_what_headers_need() -> None:
     asyncio.run(test())
 
 
-def test_a_pattern_follows_what_is_open() -> None:
-    """A rule for in+ is told to the engine for each interface that matches, before frames come in by it."""
+def test_a_pattern_follows_what_the_supervisor_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule for in+ is told to the engine for each interface that matches. To attach them changes nothing more."""
+    parsed: list[str] = []
+    compiled: list[list[str]] = []
+
+    def parse_rule(input: str, outputs: Iterable[str], name: str | None) -> Rule:
+        parsed.append(input)
+        return ruletext.parse_rule(input, outputs, name)
+
+    def compile_rule(*arguments: Any, workers: int, open: dict[str, int]) -> tuple[Entry, ...]:
+        compiled.append(sorted(open))
+        return entries.compile_rule(*arguments, workers=workers, open=open)
+
+    monkeypatch.setattr(dataplane, "parse_rule", parse_rule)
+    monkeypatch.setattr(dataplane, "compile_rule", compile_rule)
 
     async def test() -> None:
         rig = Rig()
         await rig.until(Ready(engine="fake"))
         pattern = msgspec.structs.replace(record(1), input="239.1.1.1:5000%in+")
+
+        def follow(ticket: int, slots: dict[str, int]) -> None:
+            rig.commands.send(SetPatternInterfaces(ticket=ticket, slots=slots))
+
+        follow(1, {"in0": 0})
+        rig.commands.send(SyncRules(ticket=2, rules=(pattern, record(2)), slots=SLOTS, complete=True))
         with open("/dev/null") as null:
-
-            def attach(ticket: int, slot: int, name: str) -> None:
-                rig.commands.send(
-                    AttachInterface(ticket=ticket, slot=slot, name=name, mtu=1500, direction="ingress"),
-                    [null.fileno()],
-                )
-
-            attach(1, 0, "in0")
-            rig.commands.send(AddRule(ticket=2, rule=pattern, slots={"out0": 1}))
-            attach(3, 2, "in2")
-            attach(4, 3, "eth3")
-            attach(5, 0, "eth0")  # in the place of in0
-            await rig.told(8)
-        told = [call[:2] for call in rig.engine.told]
-        assert told == [
-            ("attach_ingress", 0),
-            ("set_rules", [1]),
-            ("set_rules", [1, 1]),
-            ("attach_ingress", 2),
-            ("set_rules", [1, 1]),
-            ("attach_ingress", 3),
-            ("set_rules", [1]),
-            ("attach_ingress", 0),
+            rig.commands.send(
+                AttachInterface(ticket=3, slot=0, name="in0", mtu=1500, direction="ingress"), [null.fileno()]
+            )
+        follow(4, {"in0": 0, "in2": 2, "in3": 3})
+        follow(5, {"eth0": 0, "in2": 3})  # in the places of in0 and in3
+        follow(6, {})
+        await rig.told(6)
+        assert rig.engine.told == [
+            ("set_rules", []),
+            ("set_rules", [1, 2]),
+            ("attach_ingress", 0, 1500, None, False),
+            ("set_rules", [1, 1, 1, 2]),
+            ("set_rules", [1, 2]),
+            ("set_rules", [2]),
         ]
+        for ticket in range(1, 7):
+            rig.engine.say(ticket)
+        await rig.until(Acknowledge(ticket=6))
+
+    asyncio.run(test())
+    assert len(parsed) == 2
+    assert compiled == [["in0"], ["in0"], ["in2", "in3"], ["eth0", "in2"], []]
+
+
+def test_what_patterns_are_for_stays_where_the_engine_refuses_more() -> None:
+    async def test() -> None:
+        rig = Rig()
+        await rig.until(Ready(engine="fake"))
+        pattern = msgspec.structs.replace(record(1), input="239.1.1.1:5000%in+")
+        rig.commands.send(SetPatternInterfaces(ticket=1, slots={"in0": 0}))
+        rig.commands.send(AddRule(ticket=2, rule=pattern, slots=SLOTS))
+        await rig.told(2)
+        rig.engine.rules_max = 2
+        rig.commands.send(SetPatternInterfaces(ticket=3, slots={"in0": 0, "in2": 2, "in3": 3}))
+        await rig.until(Acknowledge(ticket=3, error="OSError: [Errno 22] Invalid argument"))
+        rig.commands.send(AddRule(ticket=4, rule=record(2), slots=SLOTS))
+        await rig.told(3)
+        assert rig.engine.told[1:] == [("set_rules", [1]), ("set_rules", [1, 2])]
 
     asyncio.run(test())
 

@@ -80,6 +80,7 @@ def test_the_table_follows_what_happens_to_an_interface(namespace: Namespace) ->
             is_up=False,
             has_ipv4=False,
             network=14,
+            kind="veth",
             peer=namespace.ifindex("other"),
             mac=bytes.fromhex(namespace.mac("one").replace(":", "")),
         )
@@ -100,6 +101,35 @@ def test_the_table_follows_what_happens_to_an_interface(namespace: Namespace) ->
         watched.wait_for(lambda present: set(present) == {"lo"})
         ip("link", "add", "two", "index", "78", "type", "veth", "peer", "other")
         watched.wait_for(lambda present: "two" in present and present["two"].index == 78)
+
+
+def test_the_table_knows_how_interfaces_are_connected(namespace: Namespace) -> None:
+    """As far as this kernel has such devices."""
+    ip = namespace.ip
+    ip("link", "add", "v0", "type", "veth", "peer", "v1")
+    with Watched(namespace) as watched:
+
+        def made(name: str, *how: str) -> bool:
+            done = namespace.run("ip", "link", "add", *how, check=False)
+            if "Unknown device type" in done.stderr:
+                return False
+            assert not done.returncode, done.stderr
+            watched.wait_for(lambda present: name in present)
+            return True
+
+        index = namespace.ifindex("v0")
+        if made("br0", "br0", "type", "bridge"):
+            assert watched.present()["br0"].kind == "bridge"
+            ip("link", "set", "v0", "master", "br0")
+            watched.wait_for(lambda present: present["v0"].master == present["br0"].index)
+            ip("link", "set", "v0", "nomaster")
+            watched.wait_for(lambda present: not present["v0"].master)
+        if made("m0", "link", "v0", "name", "m0", "type", "macvlan"):
+            facts = watched.present()["m0"]
+            assert (facts.kind, facts.lower, facts.peer, facts.vlan) == ("macvlan", index, 0, 0)
+        if made("v0.7", "link", "v0", "name", "v0.7", "type", "vlan", "id", "7"):
+            facts = watched.present()["v0.7"]
+            assert (facts.kind, facts.lower, facts.peer, facts.vlan) == ("vlan", index, 0, 7)
 
 
 def source(address: str) -> bytes:

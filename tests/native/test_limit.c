@@ -15,12 +15,17 @@ static struct table_output output_of(uint64_t rate, enum rate_unit unit)
     return (struct table_output){.rate = rate, .rate_unit = (uint8_t)unit};
 }
 
+static bool try_as(uint64_t rule, struct limit *limit, const struct table_output *output, uint64_t cost, uint64_t now_ns)
+{
+    if (!limit_admits(limit, output, rule, cost, now_ns))
+        return false;
+    limit_charge(limit, output, rule, cost, now_ns);
+    return true;
+}
+
 static bool try(struct limit *limit, const struct table_output *output, uint64_t cost, uint64_t now_ns)
 {
-    if (!limit_admits(limit, output, cost, now_ns))
-        return false;
-    limit_charge(limit, output, cost, now_ns);
-    return true;
+    return try_as(1, limit, output, cost, now_ns);
 }
 
 /* How many of a cost are admitted at once. */
@@ -86,7 +91,7 @@ static void test_no_loss(uint64_t rate, enum rate_unit unit, uint64_t cost)
         CHECK(try(&limit, &output, cost, SECOND + i * cost * SECOND / rate));
 }
 
-/* What is refused costs nothing, and a rate that was made higher counts at once. */
+/* What is refused costs nothing, and another rate counts at once. */
 static void test_refused(void)
 {
     const struct table_output slow = output_of(1000, RATE_PACKETS), fast = output_of(100000, RATE_PACKETS);
@@ -99,6 +104,29 @@ static void test_refused(void)
     CHECK(try(&limit, &slow, 1, SECOND + MS));
     CHECK(!try(&limit, &slow, 1, SECOND + MS));
     CHECK_EQUAL(burst(&limit, &fast, 1, SECOND + 20 * MS), 1000);
+}
+
+/* What one output owes, another that gets its place does not pay: of another rule, with another rate, or in another
+ * unit. At the slowest rate a burst is owed for 16 seconds, or for two days in bits. */
+static void test_inherited(void)
+{
+    const struct table_output packets = output_of(1, RATE_PACKETS), bits = output_of(1, RATE_BITS);
+    const struct table_output fast = output_of(100000000, RATE_BITS), other = output_of(2, RATE_PACKETS);
+    struct limit limit = {0};
+
+    check_case("inherited");
+    CHECK_EQUAL(burst(&limit, &bits, 12000, SECOND), 16);
+    CHECK_EQUAL(burst(&limit, &fast, 12000, 2 * SECOND), 83);
+    CHECK_EQUAL(burst(&limit, &packets, 1, 2 * SECOND), 16);
+    CHECK_EQUAL(burst(&limit, &bits, 12000, 2 * SECOND), 16);
+    CHECK_EQUAL(burst(&limit, &packets, 1, 2 * SECOND), 16);
+    CHECK_EQUAL(burst(&limit, &other, 1, 2 * SECOND), 16);
+    CHECK(!try(&limit, &other, 1, 2 * SECOND));
+    for (unsigned i = 0; i < 16; i++)
+        CHECK(try_as(2, &limit, &other, 1, 2 * SECOND));
+    CHECK(!try_as(2, &limit, &other, 1, 2 * SECOND)); /* it owes what it took itself */
+    CHECK(try_as(2, &limit, &other, 1, 3 * SECOND));
+    CHECK(try_as(0, &limit, &other, 1, 3 * SECOND)); /* an id is any number */
 }
 
 static void test_cost(void)
@@ -123,6 +151,7 @@ int main(void)
     test_no_loss(1000000, RATE_PACKETS, 1);
     test_no_loss(UINT64_C(100000000000), RATE_BITS, 12000);
     test_refused();
+    test_inherited();
     test_cost();
     return 0;
 }

@@ -236,6 +236,9 @@ def test_a_user_who_may_not_connect_is_told_so(path: Path) -> None:
         ("run --engine ''", "--engine"),
         ("explain", "Missing argument 'INPUT'"),
         (f"explain {INPUT} --seconds 0", "--seconds"),
+        (f"explain {INPUT} --seconds nan", "no number of seconds"),
+        (f"explain {INPUT} --seconds inf", "--seconds"),
+        ("doctor --seconds nan", "no number of seconds"),
         ("doctor a", "unexpected extra argument"),
         ("doctor --seconds x", "--seconds"),
     ],
@@ -748,11 +751,19 @@ def test_a_diagnosis_asks_a_daemon(player: Path, command: str) -> None:
     }
 
 
+def test_what_mends_it_names_the_daemon_that_the_environment_named(path: Path) -> None:
+    done = mcrelay("explain", "239.1.1.1:5000%lo", "--seconds", "0.1", "--json", MCRELAY_SOCKET=str(path))
+    remedies = [finding["remedy"] for finding in json.loads(done.stdout)["findings"] if finding["remedy"]]
+    asking = [one for one in remedies if one.startswith(("mcrelay explain", "mcrelay add", "sudo mcrelay"))]
+    assert asking
+    assert all(f"--socket {path}" in one for one in asking), remedies
+
+
 def test_an_input_that_is_none_is_not_explained(path: Path) -> None:
     check_error(mcrelay("explain", "239.1.1.1%eth0", "--socket", path), 65, "has no port")
     twice = mcrelay("explain", f"10.0.0.1@{INPUT}", "--from", "10.0.0.2", "--socket", path)
     check_error(twice, 64, "has a source", "give one of them")
-    check_error(mcrelay("explain", INPUT, "--from", "ff05::1", "--socket", path), 65, "cannot send to 239.1.1.1")
+    check_error(mcrelay("explain", INPUT, "--from", "2001:db8::1", "--socket", path), 65, "cannot send to 239.1.1.1")
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Address
+from typing import Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcrelay.cycles import Heard, check_no_cycle
+from mcrelay.cycles import Heard, check_no_cycle, look_for_cycle
 from mcrelay.errors import RuleError
 from mcrelay.rules import Rule, RuleSet, Target
 from mcrelay.ruletext import parse_rule
+
+
+def by(ends: Mapping[str, Iterable[str]]) -> Heard:
+    """What is sent by an interface is heard at those."""
+    return lambda target: [target._replace(interface=end) for end in ends.get(target.interface, ())]
+
+
+NOTHING: Final = by({})
 
 
 def rules(*texts: str) -> list[Rule]:
@@ -31,66 +42,89 @@ def check_at_once(made: list[Rule], heard: Heard) -> None:
     check_no_cycle(made, RuleSet.of(made).fed_by, heard)
 
 
+def at_home(target: Target) -> list[Target]:
+    return [target._replace(interface="lo")] if target.address == IPv4Address("192.0.2.1") else []
+
+
+def tagged(target: Target) -> list[Target]:
+    return [target._replace(interface="v1", vlan=7)] if target.interface == "v0.7" else []
+
+
 CYCLES: dict[str, tuple[list[str], Heard, str]] = {
     "two rules that translate": (
         ["a 239.1.1.1:5000%eth0 239.2.2.2:6000%eth1", "b 239.2.2.2:6000%eth1 239.1.1.1:5000%eth0"],
-        {},
+        NOTHING,
         "rule b closes a cycle: 239.2.2.2:6000%eth1 -> 239.1.1.1:5000%eth0 (rule b),"
         " 239.1.1.1:5000%eth0 -> 239.2.2.2:6000%eth1 (rule a)",
     ),
     "one of two outputs": (
         ["a 239.1.1.1:1%e 10.0.0.1:1%f 239.1.1.2:1%e", "b 239.1.1.2:1%e 10.0.0.2:1%f 239.1.1.1:1%e"],
-        {},
+        NOTHING,
         "239.1.1.1:1%e (rule b)",
     ),
     "three rules, one of which keeps the address": (
         ["a 239.1.1.1:1%e 239.1.1.1:1%f", "b 239.1.1.1:1%f 239.1.1.2:1%g", "c 239.1.1.2:1%g 239.1.1.1:1%e"],
-        {},
+        NOTHING,
         "rule c closes a cycle",
     ),
     "both ends of a veth pair": (
         ["a 239.1.1.1:1%v0 239.1.1.1:1%v1"],
-        {"v0": ["v1"], "v1": ["v0"]},
+        by({"v0": ["v1"], "v1": ["v0"]}),
         "%v1, heard at v0 (rule a)",
     ),
     "the loopback": (
         ["a 239.1.1.1:1%lo 239.1.1.1:1%eth0", "b 239.1.1.1:1%eth0 239.1.1.1:1%lo"],
-        {"lo": ["lo"]},
+        by({"lo": ["lo"]}),
         "rule b closes a cycle",
     ),
     "by way of a veth pair": (
         ["a 239.1.1.1:1%e 239.1.1.1:1%v0", "b 239.1.1.1:1%v1 239.1.1.1:1%e"],
-        {"v0": ["v1"], "v1": ["v0"]},
+        by({"v0": ["v1"], "v1": ["v0"]}),
         "rule b closes a cycle",
     ),
     "an output that follows the input": (
         ["a 239.1.1.1:1%e =:=%f,source=keep", "b 239.1.1.1:1%f 239.1.1.2:1%e", "c 239.1.1.2:1%e 239.1.1.1:=%e"],
-        {},
+        NOTHING,
         "rule c closes a cycle",
     ),
     "by way of a prefix": (
         ["a 239.1.1.1:1%e 239.2.1.1:1%f", "b 239.2.0.0/16:*%f 239.1.1.1:1%e"],
-        {},
+        NOTHING,
         "rule b closes a cycle",
     ),
     "from prefix to prefix": (
         ["a 239.1.0.0/16:*%e 239.2.0.0/16:=%f", "b 239.2.0.0/16:*%f 239.1.0.0/16:=%e"],
-        {},
+        NOTHING,
         "rule b closes a cycle",
     ),
     "by way of a pattern": (
         ["a 239.1.1.1:1%e 239.1.1.2:1%eth7", "b 239.1.1.2:1%eth+ 239.1.1.1:1%e"],
-        {},
+        NOTHING,
         "rule b closes a cycle",
     ),
     "IPv6 and back": (
         ["a 239.1.1.1:1%e [ff05::1]:1%f", "b [ff05::1]:1%f 239.1.1.1:1%e"],
-        {},
+        NOTHING,
         "rule b closes a cycle: [ff05::1]:1%f -> 239.1.1.1:1%e (rule b)",
+    ),
+    "the same ESP": (
+        ["a 239.1.1.1:esp%e 239.1.1.2:esp%f", "b 239.1.1.2:esp%f =:esp%e", "c 239.1.1.2:esp%e 239.1.1.1:esp%e"],
+        NOTHING,
+        "rule c closes a cycle",
+    ),
+    "an address of this host": (
+        ["a 192.0.2.1:1%lo =:=%eth0"],
+        at_home,
+        "192.0.2.1:1%lo -> =:=%eth0, heard at lo (rule a)",
+    ),
+    "a VLAN device and the tag": (
+        ["a 239.1.1.1:1%v1,vlan=7 =:=%v0.7"],
+        tagged,
+        "=:=%v0.7, heard at v1 (rule a)",
     ),
     "a long one": (
         [f"r{n} 239.1.1.{n}:1%e 239.1.1.{(n + 1) % 20}:1%e" for n in range(20)],
-        {},
+        NOTHING,
         "12 more",
     ),
 }
@@ -128,6 +162,8 @@ def test_a_cycle_is_refused_and_spelled_out(texts: list[str], heard: Heard, word
         ["a 239.1.1.1:1%eth+ =:=%eth0 =:=%eth1"],
         ["a 239.1.1.1:1%e 239.1.1.2:1%f,source=10.0.0.1", "b 10.0.0.2@239.1.1.2:1%f 239.1.1.1:1%e"],
         ["a 239.1.1.1:1%e 239.1.1.2:1%f", "b 239.1.1.2:1%f,vlan=7 239.1.1.1:1%e"],
+        ["a 239.1.1.1:1%e,vlan=7 239.1.1.1:1%e"],
+        ["a 239.1.1.1:esp%e 239.1.1.2:esp%f", "b 239.1.1.2:*%f 239.1.1.1:1%e"],
     ],
     ids=[
         "both ways",
@@ -139,11 +175,13 @@ def test_a_cycle_is_refused_and_spelled_out(texts: list[str], heard: Heard, word
         "a pattern and its interfaces",
         "another source",
         "another VLAN",
+        "a tag taken off",
+        "another protocol",
     ],
 )
 def test_what_is_no_cycle_is_taken(texts: list[str]) -> None:
-    check(rules(*texts), {"v0": ["v1"]})
-    check_at_once(rules(*texts), {"v0": ["v1"]})
+    check(rules(*texts), by({"v0": ["v1"]}))
+    check_at_once(rules(*texts), by({"v0": ["v1"]}))
 
 
 def chain(length: int) -> list[Rule]:
@@ -162,13 +200,41 @@ def test_a_long_chain_is_looked_at_once() -> None:
         return there.fed_by(target)
 
     there = RuleSet.of(made)
-    check_no_cycle(made[::-1], find, {})
-    check_no_cycle(made, find, {})
+    check_no_cycle(made[::-1], find, NOTHING)
+    check_no_cycle(made, find, NOTHING)
     assert looked_at < 100_000
     closing = parse_rule("239.0.39.16:1%e", ["239.0.0.0:1%e"])
     there.add(closing)
     with pytest.raises(RuleError, match="9993 more"):
-        check_no_cycle([*made, closing], find, {})
+        check_no_cycle([*made, closing], find, NOTHING)
+
+
+@pytest.mark.parametrize(
+    ("input", "output"),
+    [
+        ("239.0.{}.{}:1%e", "239.200.2.2:1%f"),
+        ("239.0.{}.{}:*%e", "239.200.2.2:1%f"),
+        ("239.0.{}.{}:*%e", "239.200.2.2:=%f"),
+        ("239.{}.{}.0/24:*%e", "239.200.2.0/24:=%f"),
+        ("239.{}.{}.0/24:*%e", "239.200.2.2:1%f"),
+    ],
+)
+def test_thousands_of_rules_of_any_kind_are_looked_at_fast(input: str, output: str) -> None:
+    """None is compared with each other one: that would be a hundred million comparisons."""
+    made = [parse_rule(input.format(n // 250, n % 250), [output]) for n in range(10_000)]
+    there = RuleSet.of(made)
+    started = time.process_time()
+    check_no_cycle(made, there.fed_by, NOTHING)
+    assert time.process_time() - started < 5
+
+
+def test_it_is_looked_for_in_small_steps() -> None:
+    """Others have their turns in between, however many rules there are, outputs of one, and whom these feed."""
+    fed = [parse_rule(f"10.0.{n // 250}.{n % 250 + 1}@239.1.1.2:1%f", ["239.9.9.9:1%z"]) for n in range(1000)]
+    outputs = ["239.1.1.2:1%f", *(f"239.2.{n // 250}.{n % 250}:1%f" for n in range(500))]
+    feeding = parse_rule("239.1.1.1:1%e", outputs)
+    there = RuleSet.of([feeding, *fed])
+    assert sum(1 for _step in look_for_cycle([feeding], there.fed_by, NOTHING)) >= 1500
 
 
 links = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.booleans()), max_size=12)
@@ -184,7 +250,7 @@ def test_it_finds_what_trying_all_ways_finds(edges: list[tuple[int, int, bool]])
         if source != target and text not in outputs[source]:
             outputs[source].append(text)
     made = [parse_rule(f"239.1.1.1:1%w{n}", outputs[n]) for n in range(6)]
-    heard = {f"v{n}": [f"w{n}"] for n in range(6)}
+    heard = by({f"v{n}": [f"w{n}"] for n in range(6)})
     wanted = any(counts and source != target and reaches(target, source, edges) for source, target, counts in edges)
     try:
         check_at_once(made, heard)

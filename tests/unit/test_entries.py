@@ -77,8 +77,9 @@ def test_an_entry_is_the_rule_in_numbers() -> None:
 @pytest.mark.parametrize(
     ("output", "expected"),
     [
-        ("=:=%eth1", {"port": 0, "prefix": 0}),
-        ("239.2.2.2:=%eth1", {"port": 0, "prefix": EXACT}),
+        ("=:=%eth1", {"address": mapped(IPv4Address("239.1.1.1")), "port": 5000, "prefix": EXACT}),
+        ("=:7%eth1", {"address": mapped(IPv4Address("239.1.1.1")), "port": 7, "prefix": EXACT}),
+        ("239.2.2.2:=%eth1", {"port": 5000, "prefix": EXACT}),
         ("=:=%eth1,ttl=keep", {"ttl": 0, "flags": LegFlag.KEEP_DSCP | LegFlag.KEEP_TTL}),
         ("=:=%eth1,dscp=46", {"dscp": 46, "flags": LegFlag(0)}),
         ("=:=%eth1,dscp=0", {"dscp": 0, "flags": LegFlag(0)}),
@@ -107,6 +108,23 @@ def test_a_prefix_is_counted_in_128_bits() -> None:
     assert (entry.prefix, entry.port, entry.legs[0].prefix) == (112, 0, 112)
     entry = compile_one(parse_rule("[ff05::]/16:5%eth0", ["[ff08::]/16:=%eth1"]))
     assert (entry.prefix, entry.port, entry.legs[0].prefix) == (16, 5, 16)
+
+
+@pytest.mark.parametrize(
+    ("input", "expected"),
+    [
+        (INPUT, (5000, EXACT)),  # known beforehand, and the engine need not look
+        ("239.1.1.1:*%eth0", (0, EXACT)),
+        ("239.1.0.0/16:5000%eth0", (5000, 0)),
+        ("239.1.0.0/16:*%eth0", (0, 0)),
+    ],
+)
+@pytest.mark.parametrize("option", ["", ",ttl=keep"])
+def test_what_is_left_to_the_packet_is_what_the_input_does_not_say(
+    input: str, option: str, expected: tuple[int, int]
+) -> None:
+    leg = leg_of(f"=:=%eth1{option}", input)
+    assert (leg.port, leg.prefix) == expected
 
 
 def test_an_entry_has_source_vlan_and_protocol() -> None:

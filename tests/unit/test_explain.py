@@ -27,7 +27,7 @@ from mcrelay.facts import (
     Sightings,
 )
 from mcrelay.messages import ProcessFacts
-from mcrelay.nearness import choose, with_source
+from mcrelay.nearness import choose
 from mcrelay.ruletext import parse_input, parse_rule
 
 INPUT = "239.1.1.1:5000%in0"
@@ -123,7 +123,7 @@ def walk(
     source: str | None = None,
     **seen: Any,
 ) -> list[Finding]:
-    given = with_source(parse_input(input), ip_address(source) if source else None)
+    given = replace(parse_input(input), source=ip_address(source)) if source else parse_input(input)
     sightings = Sightings(3.0, flow() if flows is None else flows, **seen)
     return explain(Case(given, choose(given, daemon.rules), host, host, daemon, sightings))
 
@@ -283,6 +283,19 @@ def test_prefixes_are_joined_up_to_a_size() -> None:
     assert found(walk(daemon_with(rule), input=rule.input), "joined").verdict == "bad"
     wide = facts_of("239.0.0.0/8:5000%in0")
     assert found(walk(daemon_with(wide), input=wide.input), "joined").verdict == "note"
+
+
+def test_a_group_of_a_rule_that_joins_nothing_may_come_all_the_same() -> None:
+    daemon, silent = daemon_with(facts_of("239.0.0.0/8:5000%in0", "=:=%out0")), replace(HOST, joined=())
+    comes = found(walk(daemon, host=silent), "joined")
+    assert comes.verdict == "note"
+    assert "239.0.0.0/8 is wider than /22" in comes.fact
+    assert "239.1.1.1 comes all the same" in comes.fact
+    assert (comes.remedy or "").startswith(f"mcrelay add {INPUT} '=:=%out0'  # ")
+    assert "239.1.1.1 does not come" in found(walk(daemon, {}, host=silent), "joined").fact
+    part = found(walk(daemon, {}, host=silent, input="239.1.1.0/24:5000%in0"), "joined")
+    assert part.verdict == "note"
+    assert "239.1.1.0/24 does not come" in part.fact
 
 
 def test_a_unicast_input_is_an_address_of_this_host() -> None:
@@ -450,11 +463,40 @@ def test_a_destination_without_a_route_is_taken_for_a_neighbour() -> None:
     assert wrong(walk(daemon_with(RULE), host=known)) == []
 
 
-def test_a_source_has_to_be_this_host_s() -> None:
-    rule = facts_of(INPUT, "239.2.2.2:6000%out0,source=198.51.100.77")
-    assert wrong(walk(daemon_with(rule))) == ["output 1 address"]
-    for option in ("source=198.51.100.1", "source=keep", "source=198.51.100.77,sport=4000"):
-        assert wrong(walk(daemon_with(facts_of(INPUT, f"239.2.2.2:6000%out0,{option}")))) == []
+def test_a_source_that_is_not_this_host_s_is_noted() -> None:
+    for option, verdict in (
+        ("source=198.51.100.1", "ok"),
+        ("source=keep", "ok"),
+        ("source=198.51.100.77", "note"),
+        ("source=198.51.100.77,sport=4000", "note"),
+    ):
+        findings = walk(daemon_with(facts_of(INPUT, f"239.2.2.2:6000%out0,{option}")))
+        assert wrong(findings) == []
+        address = found(findings, "output 1 address")
+        assert address.verdict == verdict
+        assert ("rp_filter" in address.fact) == (verdict == "note")
+
+
+@pytest.mark.parametrize(
+    ("destination", "source", "is_wrong"),
+    [
+        ("ff05::2", None, True),
+        ("ff0e::2", None, True),
+        ("ff02::2", None, False),
+        ("fe80::9", None, False),
+        ("2001:db8::9", None, True),
+        ("2001:db8::9", "2001:db8:7::1", False),  # of another interface, as the kernel chose
+        ("2001:db8::9", "fe80::1", True),
+    ],
+)
+def test_a_link_local_source_does_not_get_beyond_the_link(destination: str, source: str | None, is_wrong: bool) -> None:
+    address = ip_address(destination)
+    route = Route(neighbour="reachable", source=ip_address(source) if source else None)
+    host = replace(with_link("out0", addresses=(ip_interface("fe80::1/64"),)), routes={(address, "out0"): route})
+    findings = walk(daemon_with(facts_of(INPUT, f"[{destination}]:6000%out0,ttl=8")), host=host)
+    assert wrong(findings) == (["output 1 address"] if is_wrong else [])
+    if is_wrong:
+        assert found(findings, "output 1 address").remedy == "ip address add ADDRESS/LENGTH dev out0"
 
 
 @pytest.mark.parametrize(
@@ -485,6 +527,31 @@ def test_copies_longer_than_the_mtu_are_cut_apart() -> None:
     assert found(findings, "output 1 mtu").remedy == "ip link set dev out0 mtu 1028"
     findings = walk(daemon_with(RULE, after=0), {}, host=with_link("out0", mtu=900))
     assert found(findings, "output 1 mtu").verdict == "note"
+    assert "up to 1,500 bytes" in found(findings, "output 1 mtu").fact
+
+
+def test_datagrams_that_came_in_fragments_leave_in_them() -> None:
+    rule = facts_of(INPUT, "[ff05::2]:6000%out0", "239.2.2.2:6000%out1")
+    host = with_link("out0", addresses=(ip_interface("2001:db8::1/64"),))
+    seen = flow(length=1500, fragments=100, fragmented_max=3008)
+    findings = walk(daemon_with(rule), seen, host=host)
+    assert "of up to 3,048 bytes leave" in found(findings, "output 1 mtu").fact
+    assert found(findings, "output 1 mtu").remedy == "ip link set dev out0 mtu 3048"
+    assert "of up to 3,028 bytes leave" in found(findings, "output 2 mtu").fact
+    assert "datagrams of up to 3,028 bytes" in found(findings, "fragments").fact
+    huge = walk(daemon_with(rule), flow(length=1500, fragments=100, fragmented_max=60000), host=host)
+    assert found(huge, "output 1 mtu").remedy is None
+
+
+def test_without_traffic_the_longest_that_can_come_is_compared() -> None:
+    rule = facts_of(INPUT, "[ff05::2]:6000%out0", "239.2.2.2:6000%out1")
+    findings = walk(daemon_with(rule, after=0), {})
+    mtu = found(findings, "output 2 mtu")
+    assert (mtu.verdict, "up to 1,500 bytes" in mtu.fact) == ("ok", True)
+    mtu = found(findings, "output 1 mtu")
+    assert (mtu.verdict, "up to 1,520 bytes" in mtu.fact) == ("note", True)
+    gone = replace(HOST, links={name: link for name, link in HOST.links.items() if name != "in0"})
+    assert found(walk(daemon_with(rule, after=0), {}, host=gone), "output 2 mtu").verdict == "unknown"
 
 
 def test_an_output_that_drops_says_why() -> None:

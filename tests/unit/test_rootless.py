@@ -12,6 +12,7 @@ from mcrelay import places, service
 from mcrelay.cli import cli
 from mcrelay.errors import Error, RuleError, UsageError
 from mcrelay.limits import PORTS_MAX
+from mcrelay.net.plain import Ports
 from mcrelay.rootless import buffer_remark, check_rule, reverse_path_remark
 from mcrelay.ruletext import parse_rule
 
@@ -129,6 +130,12 @@ def test_more_are_refused(run: Run, arguments: list[str]) -> None:
     assert not run.options
 
 
+def test_rings_that_are_not_there_have_no_size(run: Run) -> None:
+    with pytest.raises(UsageError, match="--ring-mib"):
+        cli.main(["run", "--rootless", "--ring-mib", "16"], standalone_mode=False)
+    assert not run.options
+
+
 def test_the_system_s_daemon_is_not_rootless(run: Run) -> None:
     cli.main(["run"], standalone_mode=False)
     assert run.options["rootless"] is False
@@ -203,6 +210,21 @@ def test_a_directory_that_cannot_be_made_is_an_error(runtime: Path) -> None:
     with pytest.raises(Error, match="cannot make") as refusal:
         places.make_user_directory(str(runtime / "a" / "b" / "control.sock"))
     assert refusal.value.code == "cannot_create"
+
+
+def test_ports_are_counted_over_all_interfaces() -> None:
+    """A worker has a descriptor for each, and no more than that (sandbox.py)."""
+    ports = Ports()
+    for port in range(1, 601):
+        ports.keep(["eth0"], port)
+    left = [("eth1", port) for port in range(1, PORTS_MAX - 600 + 1)]
+    ports.check(left)
+    ports.check([*left, ("eth0", 600)])  # which is there already
+    with pytest.raises(RuleError, match=f"no more than {PORTS_MAX} ports, those of all interfaces together") as refusal:
+        ports.check([*left, ("eth0", 601)])
+    assert "use fewer ports" in refusal.value.hint
+    ports.release(["eth0"], 600)
+    ports.check([*left, ("eth0", 601)])
 
 
 def test_the_engine_has_room_for_as_many_ports() -> None:

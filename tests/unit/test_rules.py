@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcrelay.errors import RuleError
-from mcrelay.rules import Input, Membership, Output, Rule, RuleSet, Target
+from mcrelay.rules import Input, Membership, Output, Rule, RuleSet, Target, takes
 from mcrelay.ruletext import parse_input, parse_rule
 from mcrelay.ways import Way
 from tests.unit.rule_strategies import groups4, inputs, interfaces, outputs, ports
@@ -119,15 +119,47 @@ def test_an_output_has_one_way(input: str, output: str, way: Way) -> None:
         ("239.1.1.1:5%e,vlan=7", ("239.1.1.1", 32, 5, "e"), False),
         ("10.0.0.1@239.1.1.1:5%e", ("239.1.1.1", 32, 5, "e"), True),
         ("10.0.0.1@239.1.1.1:5%e", ("239.1.1.1", 32, 5, "e", "10.0.0.2"), False),
+        ("239.1.1.1:5%e,vlan=7", ("239.1.1.1", 32, 5, "e", "10.0.0.1", "udp", 7), True),
+        ("239.1.1.1:5%e", ("239.1.1.1", 32, 5, "e", "10.0.0.1", "udp", 7), False),
+        ("239.1.1.1:esp%e", ("239.1.1.1", 32, None, "e", "10.0.0.1", "esp"), True),
+        ("239.1.1.1:*%e", ("239.1.1.1", 32, None, "e", "10.0.0.1", "esp"), False),
+        ("239.1.1.1:esp%e", ("239.1.1.1", 32, 5, "e"), False),
         ("[ff05::1]:5%e", ("ff05::1", 128, 5, "e"), True),
         ("[ff05::1]:5%e", ("239.1.1.1", 32, 5, "e"), False),
     ],
 )
 def test_what_is_fed_by_what(input: str, target: tuple[Any, ...], takes: bool) -> None:
-    address, prefix, port, interface, *source = target
-    given = Target(ip_address(address), prefix, port, interface, *map(ip_address, source))
-    rule = parse_rule(input, ["10.9.9.9:6000%z"])
+    address, prefix, port, interface, *rest = target
+    source = ip_address(rest[0]) if rest else None
+    given = Target(ip_address(address), prefix, port, interface, source, *rest[1:])
+    rule = parse_rule(input, ["10.9.9.9:esp%z" if ":esp%" in input else "10.9.9.9:6000%z"])
     assert list(RuleSet.of([rule]).fed_by(given)) == ([rule] if takes else [])
+
+
+few = st.integers(0, 3)
+some_inputs = st.builds(
+    lambda host, length, port, interface: parse_input(
+        f"239.0.0.{host >> (32 - length) << (32 - length)}{'' if length == 32 else f'/{length}'}:{port}%{interface}"
+    ),
+    few,
+    st.sampled_from([24, 30, 31, 32, 32]),
+    st.sampled_from([1, 2, "*"]),
+    st.sampled_from(["e", "e+", "f"]),
+)
+
+
+@given(st.lists(some_inputs, max_size=20, unique=True), st.sets(few), some_inputs)
+def test_a_set_knows_all_that_a_target_feeds(values: list[Input], gone: set[int], sent: Input) -> None:
+    """However it looks them up, and whatever was removed before."""
+    made = [Rule(value, ()) for value in values]
+    rules = RuleSet.of(made)
+    for n, rule in enumerate(made):
+        if n % 4 in gone:
+            rules.remove(rule.id)
+    target = Target(sent.address, 32 if sent.prefix is None else sent.prefix, sent.port, "e")
+    found = list(rules.fed_by(target))
+    assert len(found) == len({rule.id for rule in found})
+    assert {rule.id for rule in found} == {rule.id for rule in rules if takes(rule.input, target)}
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,10 @@ def test_a_rule_reads_as_it_is_written(value: Rule) -> None:
         ("[2001:db8::9]@[ff3e::1]:1%e", Input(IPv6Address("ff3e::1"), 1, "e", IPv6Address("2001:db8::9"))),
         ("2001:db8::9@[ff3e::1]:1%e", Input(IPv6Address("ff3e::1"), 1, "e", IPv6Address("2001:db8::9"))),
         ("239.1.0.0/16:*%eth+", Input(IPv4Address("239.1.0.0"), None, "eth+", prefix=16)),
+        ("[ff00::]/8:7%e", Input(IPv6Address("ff00::"), 7, "e", prefix=8)),
+        ("[ff10::]/12:7%e", Input(IPv6Address("ff10::"), 7, "e", prefix=12)),
+        ("[ff00::]/14:7%e", Input(IPv6Address("ff00::"), 7, "e", prefix=14)),  # ff02:: and ff03:: are in it
+        ("[ff0e::]/15:7%e", Input(IPv6Address("ff0e::"), 7, "e", prefix=15)),
         ("[ff05::]/16:7%e", Input(IPv6Address("ff05::"), 7, "e", prefix=16)),
         ("239.1.1.1:esp%e,vlan=5", Input(IPv4Address("239.1.1.1"), None, "e", vlan=5, protocol="esp")),
         ("10.1.1.2:5000%eth0", Input(IPv4Address("10.1.1.2"), 5000, "eth0")),
@@ -145,6 +149,9 @@ REFUSED_ADDRESSES = [
     ("[ff01::1]:5000%eth0", "never leaves a host", "ff02::"),
     ("[ff00::1]:5000%eth0", "reserved scope", "ff02::"),
     ("[ff0f::1]:5000%eth0", "reserved scope", "ff02::"),
+    ("[ff00::]/15:5000%eth0", "reserved scope", "ff02::"),
+    ("[ff01::]/16:5000%eth0", "never leaves a host", "ff02::"),
+    ("[ff0f::]/17:5000%eth0", "reserved scope", "ff02::"),
     ("0.0.0.0:5000%eth0", "0.0.0.0", "unicast address"),
     ("0.1.2.3:5000%eth0", "0.1.2.3", "unicast address"),
     ("[::]:5000%eth0", "::", "unicast address"),
@@ -186,6 +193,14 @@ REFUSED_INPUTS = [
     ("nobody@239.1.1.1:5000%eth0", "'nobody' is not an IP address", "for example 239.1.1.1"),
     ("@239.1.1.1:5000%eth0", "'' is not an IP address", "for example 239.1.1.1"),
     ("239.9.9.9@239.1.1.1:5000%eth0", "239.9.9.9 is nobody's address", "unicast"),
+    *(
+        (f"{source}@239.1.1.1:5000%eth0", f"{source} is nobody's address", "unicast")
+        for source in ("0.0.0.0", "0.1.2.3", "127.0.0.1", "127.9.9.9", "240.0.0.1", "255.255.255.255")
+    ),
+    *(
+        (f"{source}@[ff05::1]:5000%eth0", f"{source} is nobody's address", "unicast")
+        for source in ("::", "::1", "ff05::2")
+    ),
     ("[2001:db8::1]@239.1.1.1:5000%eth0", "cannot send to 239.1.1.1", "one IP version"),
     ("10.1.1.1@[ff05::1]:5000%eth0", "cannot send to ff05::1", "one IP version"),
     ("=:5000%eth0", "'=' is not an IP address", "for example 239.1.1.1"),
@@ -226,6 +241,14 @@ REFUSED_OUTPUTS = [
     ),
     (f"{OUTPUT},source=nobody", "'nobody' is not an IP address", "for example"),
     (f"{OUTPUT},source=239.1.1.1", "239.1.1.1 is nobody's address", "unicast"),
+    *(
+        (f"{destination}:5%e,source={source}", f"{source} is nobody's address", "unicast")
+        for destination, source in (
+            *(("239.2.2.2", source) for source in ("0.1.2.3", "127.0.0.1", "240.0.0.1", "255.255.255.255")),
+            ("=", "127.0.0.1"),
+            ("[ff05::1]", "::1"),
+        )
+    ),
     (f"{OUTPUT},source=2001:db8::1", "cannot send to 239.2.2.2", "one IP version"),
     ("[ff05::1]:5%e,source=fe80::1", "link-local source fe80::1", "ff02::/16"),
     (f"{OUTPUT},loop,source=keep", "is not heard on this host", "leave out loop"),
@@ -292,6 +315,9 @@ def test_an_output_is_refused(text: str, reason: str, correction: str) -> None:
         ("239.1.1.1:esp%e", ["239.1.1.1:5%f"], None, "239.1.1.1:5%f", "ESP has no ports", "write esp"),
         ("239.1.1.1:esp%e", ["239.1.1.1:=%f"], None, "239.1.1.1:=%f", "the input is ESP", "write esp"),
         ("10.1.1.1:5%e", ["=:=%f,loop"], None, "=:=%f,loop", "loop is for multicast", "leave out loop"),
+        (f"10.0.0.9@{INPUT}", ["=:=%eth0"], None, "=:=%eth0", "where the input comes from", "another group"),
+        ("239.1.0.0/16:*%e", ["239.1.2.3:5%e"], None, "239.1.2.3:5%e", "would feed itself", "another group"),
+        ("239.1.0.0/16:*%e+", ["239.1.2.3:5%eth0"], None, "239.1.2.3:5%eth0", "would feed itself", "another group"),
         (INPUT, ["=:=%eth0"], None, "=:=%eth0", "where the input comes from", "another group"),
         (INPUT, ["=:=%eth1", INPUT.replace("eth0", "eth1")], None, INPUT.replace("eth0", "eth1"), "twice", "once"),
         (INPUT, [OUTPUT], "a b", "a b", "is not possible", "letters, digits"),
@@ -308,6 +334,18 @@ def test_a_rule_is_refused(
 def test_a_rule_may_have_as_many_outputs_as_an_engine_takes() -> None:
     texts = [f"10.0.{n // 256}.{n % 256}:6000%eth1" for n in range(1, RULE_OUTPUTS_MAX + 1)]
     assert len(parse_rule(INPUT, texts).outputs) == RULE_OUTPUTS_MAX
+
+
+@pytest.mark.parametrize(
+    ("input", "output"),
+    [
+        (f"{INPUT},vlan=7", INPUT),  # the tag is taken off
+        (f"10.0.0.9@{INPUT}", f"{INPUT},source=10.0.0.8"),
+        ("239.1.1.1:5000%eth+", INPUT),  # not where it came in
+    ],
+)
+def test_what_a_rule_does_not_take_may_go_where_it_comes_from(input: str, output: str) -> None:
+    assert len(parse_rule(input, [output]).outputs) == 1
 
 
 def test_the_same_group_may_go_on_to_another_port_or_interface() -> None:

@@ -85,6 +85,24 @@ def test_fragments_but_the_first_have_no_port() -> None:
     }
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_the_length_of_a_datagram_is_told_from_its_fragments(order: tuple[int, ...]) -> None:
+    segment = udp_segment(SOURCE, GROUP, 4000, 5000, bytes(3000))
+    ends = [(0, 1480), (1480, 2960), (2960, 3008)]
+    parts = [
+        ethernet_ipv4(SOURCE, GROUP, 17, segment[a:b], more_fragments=b < 3008, fragment_offset=a // 8) for a, b in ends
+    ]
+    assert max(flow.fragmented_max for flow in see(*(parts[n] for n in order)).flows.values()) == 3008
+    datagram = udp6("ff05::1", 5000, bytes(3000))
+    parts = [
+        ipv6("ff05::1", 44, struct.pack("!BBHI", 17, 0, a | (b < 3008), 7) + datagram[a:b])
+        for a, b in ((0, 1448), (1448, 2896), (2896, 3008))
+    ]
+    seen = see(*(parts[n] for n in order))
+    assert max(flow.fragmented_max for flow in seen.flows.values()) == 3008
+    assert sum(flow.fragments for flow in seen.flows.values()) == 3
+
+
 def test_ipv6_is_read_behind_its_extension_headers() -> None:
     options = struct.pack("!BB6x", 60, 0) + struct.pack("!BB6x", 17, 0)  # hop-by-hop, destination options
     plain = ipv6("ff05::1", 17, udp6("ff05::1", 5000, b"hello"))

@@ -3,13 +3,15 @@
 A token bucket for each output that has a rate, kept as the time at which it will be full again, in the integers of
 native/limit.h: so the two engines let the same copies pass at the same times. The bucket is full at first, and holds
 what leaves in 10 ms, or some packets where that is less: traffic comes in bursts. A copy that is longer than a full
-bucket passes when it is full.
+bucket passes when it is full. For an output that gets the counter of another, or another rate, it is full, too: what
+was taken from it, another took.
 
 Knows nothing of sockets or clocks: the caller says what time it is.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from mcrelay.entries import Leg, RateUnit
@@ -21,22 +23,33 @@ BURST_PACKETS_MIN: Final = 16
 BURST_BITS_MIN: Final = BURST_PACKETS_MIN * 1500 * 8
 
 
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    rule: int  # id of the rule that it is of, and the rate that it was charged at
+    rate: int
+    unit: RateUnit
+    full_at: int  # in ticks
+
+
 class Rates:
     """The buckets of all outputs, by their counters."""
 
     def __init__(self) -> None:
-        self._full_at: dict[int, int] = {}  # in ticks
+        self._buckets: dict[int, Bucket] = {}
 
-    def permits(self, leg: Leg, lengths: list[int], now_ns: int) -> bool:
-        """Whether the output may send IP packets of these lengths now, all of them or none; if so, they count."""
+    def permits(self, rule: int, leg: Leg, lengths: list[int], now_ns: int) -> bool:
+        """Whether this output of the rule with this id may send IP packets of these lengths now, all of them or none;
+        if so, they count."""
         if leg.rate_unit is RateUnit.NONE:
             return True
         now = now_ns * TICKS_PER_NS
         amount = sum(lengths) * 8 if leg.rate_unit is RateUnit.BITS else len(lengths)
-        to_come = max(0, self._full_at.get(leg.counter, 0) - now)  # until it is full
+        bucket = self._buckets.get(leg.counter)
+        is_its_own = bucket and (bucket.rule, bucket.rate, bucket.unit) == (rule, leg.rate, leg.rate_unit)
+        to_come = max(0, bucket.full_at - now) if bucket and is_its_own else 0  # until it is full
         if to_come and to_come + _ticks(leg, amount) > _burst_ticks(leg):
             return False
-        self._full_at[leg.counter] = now + to_come + _ticks(leg, amount)
+        self._buckets[leg.counter] = Bucket(rule, leg.rate, leg.rate_unit, now + to_come + _ticks(leg, amount))
         return True
 
 

@@ -431,7 +431,7 @@ class ReferenceEngine:
         copies = 0
         reasons = []
         for leg in entry.legs:
-            refusal, way_out = self._way_out(leg, packet)
+            refusal, way_out = self._way_out(entry, leg, packet)
             for payload in packet.datagrams:
                 failure = refusal if way_out is None else way_out.send(leg, packet, payload)
                 if failure is None:
@@ -452,7 +452,7 @@ class ReferenceEngine:
             self._page.count_rule(entry.counter, dropped=count)
         self._taps.settle(0 if copies else min(reasons))
 
-    def _way_out(self, leg: Leg, packet: Packet) -> tuple[str | None, Exit | None]:
+    def _way_out(self, entry: Entry, leg: Leg, packet: Packet) -> tuple[str | None, Exit | None]:
         """The leg's, or the reason why the packet does not leave by it."""
         if leg.flags & LegFlag.PAUSED:
             return "paused", None
@@ -465,6 +465,6 @@ class ReferenceEngine:
             return refusal, None
         destination = destination_of(leg, packet)
         lengths = [ip_length(destination, packet.protocol, len(payload)) for payload in packet.datagrams]
-        if not self._rates.permits(leg, lengths, self._now_ns):
+        if not self._rates.permits(entry.id, leg, lengths, self._now_ns):
             return "egress_limited", None
         return None, way_out

@@ -59,6 +59,14 @@ class Attachment:
     )  # groups that the kernel does not let us join, and why
 
 
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """What a rule that is no longer active needed."""
+
+    needs: set[Need]
+    memberships: list[Membership]
+
+
 def egress_needs(rule: Rule) -> set[Need]:
     return {(output.interface, rule.way(output).direction) for output in rule.outputs}
 

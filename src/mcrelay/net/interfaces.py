@@ -39,6 +39,8 @@ MTU_MIN_IPV6: Final = 1280  # RFC 8200
 LINK_HEADERS: Final = {1: 14, 772: 14, 65534: 0}
 ETHERNET: Final = 1
 LOOPBACK: Final = 772
+# Devices that send as they are by another one.
+STACKED: Final = ("vlan", "macvlan", "macvtap", "ipvlan", "ipvtap")
 # Of addresses (linux/if_addr.h). A secondary one of IPv6 is a temporary one.
 IFA_F_SECONDARY: Final = 0x01
 IFA_F_OPTIMISTIC: Final = 0x04
@@ -60,7 +62,12 @@ class Interface:
     # Where a packet socket's filter finds the network header: behind the link-layer header, of the lengths known here.
     network: int = NETWORK
     is_loopback: bool = False
-    peer: int = 0  # index of a veth's other end, if that is in this network namespace, too
+    # How it is connected within this network namespace: kind of device, and indices of others, 0 for none.
+    kind: str = ""  # as ip(8) names it: bridge, vlan ...
+    peer: int = 0  # a veth's other end
+    lower: int = 0  # what a VLAN device or the like sends by
+    master: int = 0  # the bridge or the like that it is a port of
+    vlan: int = 0  # a VLAN device's id
     has_ipv6: bool = False
     # Addresses to send from, as ways.Link has them.
     source4: bytes = ANY
@@ -242,6 +249,9 @@ def _first(addresses: Iterable[Address]) -> bytes:
 
 def _interface(message: Any) -> Interface:
     kind = int(message["ifi_type"])
+    device = _attribute(message, "IFLA_LINKINFO")
+    device_kind = str(device.get_attr("IFLA_INFO_KIND") or "") if device is not None else ""
+    other = _other(message)
     return Interface(
         name=str(_attribute(message, "IFLA_IFNAME")),
         index=int(message["index"]),
@@ -250,17 +260,25 @@ def _interface(message: Any) -> Interface:
         has_ipv4=False,
         network=LINK_HEADERS.get(kind, NETWORK),
         is_loopback=kind == LOOPBACK,
-        peer=_peer(message),
+        kind=device_kind,
+        peer=other if device_kind == "veth" else 0,
+        lower=other if device_kind in STACKED else 0,
+        master=int(_attribute(message, "IFLA_MASTER") or 0),
+        vlan=_vlan(device) if device_kind == "vlan" else 0,
         mac=bytes.fromhex(str(_attribute(message, "IFLA_ADDRESS")).replace(":", "")) if kind == ETHERNET else bytes(6),
         header=LINK_HEADERS.get(kind, 0),
     )
 
 
-def _peer(message: Any) -> int:
-    information = _attribute(message, "IFLA_LINKINFO")
-    is_veth = information is not None and information.get_attr("IFLA_INFO_KIND") == "veth"
+def _other(message: Any) -> int:
+    """Index of the device that it is connected to or stacked on, if that is in this network namespace, too."""
     elsewhere = _attribute(message, "IFLA_LINK_NETNSID") is not None
-    return int(_attribute(message, "IFLA_LINK") or 0) if is_veth and not elsewhere else 0
+    return 0 if elsewhere else int(_attribute(message, "IFLA_LINK") or 0)
+
+
+def _vlan(device: Any) -> int:
+    data = device.get_attr("IFLA_INFO_DATA")
+    return int(data.get_attr("IFLA_VLAN_ID") or 0) if data is not None else 0
 
 
 def _attribute(message: Any, name: str) -> Any:

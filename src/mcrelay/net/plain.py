@@ -8,7 +8,7 @@ Kernel facts:
   5.7).
 - A datagram to a group that this host is a member of is delivered to each socket that is bound to its port and to no
   address, whoever has joined, as long as IP_MULTICAST_ALL is on, which it is by default (ip(7)). So the memberships may
-  be other sockets', 20 each (net/sockets.py), and one socket here takes thousands of groups. What comes for groups
+  be other sockets', 20 each (net/memberships.py), and one socket here takes thousands of groups. What comes for groups
   that another program has joined, no rule takes.
 - SO_REUSEADDR lets another program of this host have the same port, if it says so, too: each gets a copy of what is
   sent to groups. Of what is sent to this host's own addresses only one gets it: the one that is bound to the interface.
@@ -45,6 +45,8 @@ IPV6: Final = 1 << 16  # in a port's number
 
 Number = int  # of a port and its family: the port, and IPV6
 _NETWORK: Final = Path("/proc/sys/net")
+_TOO_MANY: Final = f"rules may have no more than {PORTS_MAX} ports, those of all interfaces together"
+_FEWER: Final = "each is a socket with --rootless; use fewer ports, or run mcrelay as root"
 
 
 def number_of(rule: Rule) -> Number:
@@ -134,6 +136,11 @@ class Ports:
             if not self._uses[name, number]:
                 del self._uses[name, number]
 
+    def check(self, more: Iterable[tuple[str, Number]]) -> None:
+        """RuleError if active rules with these ports, by interface, would need too many."""
+        if len(self._uses.keys() | set(more)) > PORTS_MAX:
+            raise RuleError(_TOO_MANY, _FEWER)
+
     def wanted(self, name: str) -> list[Number]:
         """What active rules need on an interface."""
         return [number for other, number in self._uses if other == name]
@@ -157,14 +164,11 @@ class Ports:
         return number in self._open.get(name, ())
 
     def open(self, interface: Interface, number: Number) -> socket.socket:
-        """One more of an interface that is open. RuleError if there are too many, SystemRefusal if the kernel will
-        not."""
+        """One more of an interface that is open. SystemRefusal if the kernel will not, or if there are too many:
+        check() has let no more pass, but a pattern may have come to match more interfaces since."""
+        if sum(map(len, self._open.values())) == PORTS_MAX:
+            raise SystemRefusal(f"cannot receive port {number % IPV6} on {interface.name}: {_TOO_MANY}", _FEWER)
         ports = self._open[interface.name]
-        if len(ports) == PORTS_MAX:
-            raise RuleError(
-                f"rules have {PORTS_MAX} ports on {interface.name} already",
-                "each is a socket with --rootless; use fewer ports, or run mcrelay as root",
-            )
         ports[number] = open_port(interface, number)
         return ports[number]
 
