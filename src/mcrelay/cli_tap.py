@@ -176,12 +176,14 @@ class _Shown:
 @contextlib.contextmanager
 def _until_stopped() -> Iterator[None]:
     """Ctrl-C and SIGTERM end what is inside, and no more."""
-    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A shell's background job begins with SIGINT ignored, and would have no end.
+    earlier = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with contextlib.suppress(KeyboardInterrupt):
             yield
     finally:
-        signal.signal(signal.SIGTERM, earlier)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 class _File:
