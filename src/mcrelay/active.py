@@ -323,7 +323,8 @@ class ActiveRules:
 
     async def _commit(self, added: list[Active], removed: list[Active]) -> list[Retired]:
         retired = []
-        replaced = {active.rule.id for active in added}  # these keep their positions
+        # One in its own place keeps its position; of several, names may change hands.
+        replaced = {added[0].rule.id} if len(added) == len(removed) == 1 else set()
         async for active in in_turns(removed):
             self._rule_counters.discard(active.record.counter)
             self._output_counters.difference_update(active.record.output_counters)

@@ -65,7 +65,7 @@ TIMEOUT_S: Final = 15.0
 UPGRADE_S: Final = 35.0  # for the new daemon to start and take over, or not
 NAMES_PER_FRAME: Final = 8000  # of 64 characters
 READ_SIZE: Final = 64 * 1024
-AGAIN_FOR_S: Final = 3.0  # how long there may be nobody after a connection was lost
+AGAIN_FOR_S: Final = 5.0  # how long there may be nobody after a connection was lost
 AGAIN_S: Final = 0.05
 READING: Final = (Ping, GetVersion, ListRules, GetStats, GetWorkers)
 

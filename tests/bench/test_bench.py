@@ -183,7 +183,7 @@ def test_processor_time_per_datagram_is_the_difference_to_no_relay() -> None:
 
 def test_targets_are_reached_missed_or_not_measured() -> None:
     found = {verdict.target.name: verdict for verdict in verdicts(results(*SOME))}
-    assert len(found) == len(TARGETS) == 11
+    assert len(found) == len(TARGETS) == 15
     assert found["zero-loss throughput 1 to 1, of the kernel's"].word == "reached"
     assert found["zero-loss throughput 1 to 1, of the kernel's"].value == pytest.approx(2.0)
     assert found["processor time per datagram at 200,000/s, of the kernel's"].value == pytest.approx(0.5)

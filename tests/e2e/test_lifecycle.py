@@ -269,6 +269,8 @@ def test_a_client_connects_anew_when_the_control_plane_was_replaced(daemon: Daem
         os.kill(daemon.pids()["control"], signal.SIGKILL)
         with pytest.raises(Error, match=r"lost the daemon|closed the connection"):
             client.remove("feed")  # it may have been done
+        # Not before: a change is not tried again by itself, should the connection be passed to one that has just died.
+        wait_until(lambda: daemon.log.count("control is back") == 2, 10)
         client.remove("feed")
         assert client.rules() == ()
 
