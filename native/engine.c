@@ -9,20 +9,23 @@
 #include <unistd.h>
 
 enum {
-    SUBMISSIONS = 1024,  /* all sends, a receive and a cancel per interface, timer, command poll */
+    SUBMISSIONS = 1024,  /* all sends, a receive and a cancel per packet socket, timer, command poll */
     COMPLETIONS = 8192,  /* a full pool and all sends; the kernel keeps what exceeds it aside */
     GATHERED_MAX = 64, /* completions that end a wait for company before its time */
     STATISTICS_MS = 100,   /* how often the sockets are asked for overruns while packets come */
 };
 
-static_assert((int)RUNS_MAX + 2 * (int)TABLE_INTERFACES_MAX + 2 <= (int)SUBMISSIONS, "a turn's submissions fit");
+static_assert((int)RUNS_MAX + 2 * (int)TABLE_INTERFACES_MAX + 2 <= (int)SUBMISSIONS,
+              "a turn's submissions fit, but for ordinary sockets");
 static_assert((int)COUNTERS_INTERFACES_MAX == (int)TABLE_INTERFACES_MAX, "one set of counters for each slot");
 
 struct io_uring_sqe *core_submission(struct engine *engine)
 {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&engine->ring);
 
-    while (!sqe) { /* cannot happen by the count above; a submission makes room in any case */
+    /* Full only where hundreds of ordinary sockets (datagrams.h) are armed, or cancelled, in one turn: as many again as
+     * the interfaces have, which the count above leaves out. A submission makes room. */
+    while (!sqe) {
         io_uring_submit(&engine->ring);
         sqe = io_uring_get_sqe(&engine->ring);
     }

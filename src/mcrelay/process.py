@@ -1,7 +1,8 @@
 """Processes: start a worker, make it harmless, see what the kernel says of it.
 
-Owns the way from the supervisor's exec to a process without privileges, what of its own the supervisor keeps, and the
-only use of privilege besides net/sockets.py. Knows nothing of what workers do.
+Owns the way from the supervisor's exec to a process without privileges, and what of its own the supervisor keeps. What
+else uses privilege is about sockets and in net/; tests/unit/test_style.py has the list. Knows nothing of what workers
+do.
 
 A worker is a fresh exec of the interpreter with three standard streams and FD 3, nothing else. It imports its code
 first and then drops everything, because the code may lie where an unprivileged user cannot read (a clone in root's

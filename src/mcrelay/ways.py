@@ -9,7 +9,7 @@ An output has one way, which its text decides:
                     (PACKET_VNET_HDR, Linux 6.2; before, one by one)
     raw4, raw6      a raw socket, for which we write the IP header: the same for unicast, which the kernel routes
 
-Pure. native/egress.h states the same numbers and layout, and a test compares them.
+Pure. native/ways.h states the same numbers and layout, and a test compares them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ WAYS: Final = {direction: way for way, direction in _DIRECTIONS.items()}
 DIRECTIONS: Final[tuple[Direction, ...]] = (*WAYS, "ingress")  # egress first: what comes in needs it
 
 ANY: Final = bytes(16)  # no address
-LINK_RECORD: Final = struct.Struct("=16s16s16s6sBx")  # struct egress_link of native/egress.h
+LINK_RECORD: Final = struct.Struct("=16s16s16s6sBx")  # struct egress_link of native/ways.h
 
 
 @dataclass(frozen=True, slots=True)
