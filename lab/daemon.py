@@ -137,9 +137,10 @@ class Daemon:
                 self._stop_successor()
             code = self.process.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self.process.send_signal(signal.SIGABRT)  # with --debug, it says where it is
             self.process.wait()
-            raise
+            self._reader.join(2)
+            raise TimeoutError(f"the daemon did not stop:\n{self.log}") from None
         finally:
             self._reader.join(2)
             left = os.path.exists(self.socket)

@@ -204,7 +204,8 @@ class ActiveRules:
     async def _change(self) -> AsyncIterator[None]:
         """The turn to change rules. Busy if it does not come soon: nobody would be there for the answer any more."""
         try:
-            await asyncio.wait_for(self.changing.acquire(), TURN_S)
+            async with asyncio.timeout(TURN_S):
+                await self.changing.acquire()
         except TimeoutError:
             raise Busy("many changes are under way", "try again") from None
         try:

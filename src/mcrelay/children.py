@@ -195,7 +195,8 @@ class Child:
             except (Busy, ConnectionError):
                 self.kill()
         try:
-            await asyncio.wait_for(self._gone.wait(), deadline_s)
+            async with asyncio.timeout(deadline_s):
+                await self._gone.wait()
         except TimeoutError:
             log.warning("%s does not exit: killing it", self.name)
             self.kill()
@@ -261,7 +262,8 @@ class Child:
         try:
             for message, descriptors in parts:
                 channel.send(message, descriptors, give=give)
-            await asyncio.wait_for(future, ACKNOWLEDGE_S + patience_s)
+            async with asyncio.timeout(ACKNOWLEDGE_S + patience_s):
+                await future
         except TimeoutError:
             log.error("%s did not answer within %.1f s: restarting it", self.name, ACKNOWLEDGE_S + patience_s)
             self.kill()

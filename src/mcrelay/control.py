@@ -226,7 +226,8 @@ class ControlPlane:
         try:
             for message in make(request_id):
                 self._requests.send(message)
-            reply, descriptors = await asyncio.wait_for(future, patience_s)
+            async with asyncio.timeout(patience_s):
+                reply, descriptors = await future
         except TimeoutError:
             raise Unanswered("the supervisor does not answer", "its log says more") from None
         finally:
@@ -299,7 +300,8 @@ class ControlPlane:
                 if error.code != "conflict":
                     raise
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wait_recorded(generation + 1), RECORDED_S)
+                    async with asyncio.timeout(RECORDED_S):
+                        await self._wait_recorded(generation + 1)
                 continue
             await self._wait_recorded(applied.generation)
             return Paused(

@@ -195,15 +195,15 @@ def _leg(rule: Rule, output: Output, egress: int, counter: int, workers: int) ->
     else:  # the packet's own, which is known if it can be but one
         prefix = EXACT if rule.input.prefix is None else 0
     port = (rule.input.port if output.port is None else output.port) or 0
+    ttl = output.ttl if isinstance(output.ttl, int) else 0
     if _is_plain(output):  # most of thousands
-        ttl = output.ttl if isinstance(output.ttl, int) else 0
         return Leg(mapped(address), port, egress, ttl, counter, way, prefix)
     rate = output.rate
     return Leg(
         address=mapped(address),
         port=port,
         egress=egress,
-        ttl=output.ttl if isinstance(output.ttl, int) else 0,
+        ttl=ttl,
         counter=counter,
         way=way,
         prefix=prefix,

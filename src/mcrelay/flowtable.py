@@ -144,7 +144,7 @@ class FlowTable:
         direction = rule.way(output).direction
         record = self.interfaces.get(output.interface)
         version = rule.address_of(output).version
-        problem = record.problems.get(direction) if record else None
+        problem = self._problem(output.interface, direction)
         # Others have a way for each version; here we write the address ourselves.
         writes_address = direction in ("frame", "raw4", "raw6") and output.source is None
         if record and not problem and writes_address and version not in record.versions:

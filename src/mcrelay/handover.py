@@ -179,7 +179,8 @@ class Predecessor:
     async def inherit(self, workers: int, *, rootless: bool) -> Heritage:
         """All of it. Error if it cannot be ours."""
         try:
-            heritage = await asyncio.wait_for(asyncio.shield(self._complete), PREPARE_S)
+            async with asyncio.timeout(PREPARE_S):
+                heritage = await asyncio.shield(self._complete)
         except TimeoutError:
             raise SystemRefusal("the old daemon did not say what to take over", "start again") from None
         heritage.check_fit(workers, rootless=rootless)

@@ -92,11 +92,6 @@ class Input:
     def is_pattern(self) -> bool:
         return self.interface.endswith("+")
 
-    @property
-    def is_exact(self) -> bool:
-        """One destination and port."""
-        return self.prefix is None and self.port is not None
-
     def is_on(self, interface: str) -> bool:
         if self.is_pattern:
             return interface.startswith(self.interface[:-1])

@@ -394,8 +394,8 @@ def test_the_daemon_is_idle_when_there_is_nothing_to_do(daemon: Daemon) -> None:
     time.sleep(0.5)  # the answer to the last request is on its way
     before = ticks()
     time.sleep(5)  # the interval over which the claim is made
-    # To ask each worker every other second whether it works costs some milliseconds of that.
-    assert ticks() - before <= 2, "hundredths of a second of processor time in 5 s"
+    # To ask each worker every other second whether it works costs some milliseconds of that, on a quiet machine.
+    assert ticks() - before <= 10, "hundredths of a second of processor time in 5 s"
 
 
 def test_the_summary_is_logged_on_request(daemon: Daemon, line: RelayLine) -> None:

@@ -130,7 +130,8 @@ class Interfaces:
         """Begin to watch; what is there now is known on return. SystemRefusal if the kernel does not tell."""
         self._watching = asyncio.create_task(self._watch())
         try:
-            await asyncio.wait_for(self._known.wait(), KNOWN_S)
+            async with asyncio.timeout(KNOWN_S):
+                await self._known.wait()
         except TimeoutError:
             raise SystemRefusal(
                 "the kernel does not tell about interfaces (netlink)", "see the messages above"
