@@ -6,6 +6,7 @@ Checks what can be checked before anything is opened, and runs the supervisor's 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import signal
 from typing import Literal, cast
@@ -75,6 +76,8 @@ def _begin_rootless(socket: str) -> None:
 
 async def _supervise(options: Options) -> None:
     watch_loop(debug=options.debug)
+    if options.debug:
+        faulthandler.enable()  # SIGABRT shows where it is; workers may not
     descriptor = process.predecessor_fd()
     predecessor = Predecessor(descriptor) if descriptor is not None else None
     try:

@@ -8,7 +8,6 @@ business.
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import logging
 import os
 import socket
@@ -59,11 +58,9 @@ def configure_logging(name: str, *, debug: bool) -> None:
 
 
 def watch_loop(*, debug: bool) -> None:
-    """With `debug`, let asyncio report whatever blocks the running loop, and SIGABRT show where the process is."""
+    """With `debug`, let asyncio report whatever blocks the running loop."""
     loop = asyncio.get_running_loop()
     loop.set_debug(debug)
-    if debug:
-        faulthandler.enable()
     loop.slow_callback_duration = SLOW_CALLBACK_S
 
 
