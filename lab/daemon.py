@@ -138,6 +138,8 @@ class Daemon:
             code = self.process.wait(STOP_S)
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGABRT)  # with --debug, it says where it is
+            self._reader.join(2)
+            self.process.kill()
             self.process.wait()
             self._reader.join(2)
             raise TimeoutError(f"the daemon did not stop:\n{self.log}") from None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -69,6 +69,7 @@ class ActiveRules:
         *,
         ingress: Literal["ring", "recv"],
         ring_memory: int,
+        ring_memories: Mapping[str, int],
         rootless: bool,
         on_change: Callable[[list[RuleRecord], Sequence[str]], None],
     ) -> None:
@@ -91,6 +92,7 @@ class ActiveRules:
             self.changing,
             ingress=ingress,
             ring_memory=ring_memory,
+            ring_memories=ring_memories,
             rootless=rootless,
             on_change=lambda: on_change([], ()),
         )

@@ -22,6 +22,7 @@ from mcrelay.messages import (
     SnapLength,
     Text,
 )
+from mcrelay.settings import Settings
 
 PROTOCOL: Final = 1
 
@@ -42,6 +43,23 @@ class Version(Message, frozen=True):
     id: Id
     version: str
     protocol: int
+
+
+class GetStatus(Message, frozen=True):
+    id: Id
+
+
+class Status(Message, frozen=True):
+    """The daemon as a whole."""
+
+    id: Id
+    version: str
+    protocol: int
+    config: str | None  # its file
+    settings: Settings  # what the file said when the daemon started; rules apart, which are what they are now
+    rootless: bool
+    generation: Id
+    rules: Positive
 
 
 class Add(Message, frozen=True):

@@ -6,26 +6,21 @@ JSON document with the fields of mcrelay.messages. Errors are one line on standa
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
 import click
-from click.core import ParameterSource
 
-from mcrelay import __version__, cli_diagnose, cli_tap, cli_traffic
+from mcrelay import __version__, cli_config, cli_diagnose, cli_run, cli_tap, cli_traffic
 from mcrelay.api import Paused, RuleFacts, RuleStats, Stats
 from mcrelay.cli_options import json_option as _json_option
 from mcrelay.cli_options import socket_option as _socket_option
 from mcrelay.client import Client
 from mcrelay.codec import json_text, to_json
-from mcrelay.errors import EXIT_CODES, Error, UsageError
-from mcrelay.limits import LATENCY_BUDGET_US_DEFAULT, LATENCY_BUDGET_US_MAX, RING_MEMORY_DEFAULT, WORKERS_MAX
+from mcrelay.errors import EXIT_CODES, Error
 from mcrelay.messages import ProcessFacts
-from mcrelay.places import SYSTEM_SOCKET, VARIABLE, user_socket
-from mcrelay.rootless import check_cores, check_ring
 
 WATCH_S: Final = 1.0
 
@@ -64,155 +59,18 @@ def cli() -> None:
     """
 
 
+cli.add_command(cli_run.run)
+cli.add_command(cli_config.check)
+cli.add_command(cli_config.diff)
+cli.add_command(cli_config.apply)
+cli.add_command(cli_config.save)
+cli.add_command(cli_config.schema)
 cli.add_command(cli_traffic.send)
 cli.add_command(cli_traffic.receive)
 cli.add_command(cli_diagnose.explain)
 cli.add_command(cli_diagnose.doctor)
 cli.add_command(cli_tap.trace)
 cli.add_command(cli_tap.capture)
-
-
-@cli.command()
-@click.option(
-    "--socket",
-    "path",
-    envvar=VARIABLE,
-    show_default=f"{SYSTEM_SOCKET}, rootless in $XDG_RUNTIME_DIR/mcrelay or /tmp/mcrelay-UID",
-    metavar="PATH",
-    help="The daemon's socket.",
-)
-@click.option(
-    "--rootless",
-    is_flag=True,
-    help="Use no privilege: ordinary UDP sockets, which get only what this host's kernel accepts.",
-)
-@click.option("--workers", type=int, metavar="N", help="Data plane workers, one per core [default: all cores].")
-@click.option("--cores", metavar="LIST", help="The cores for them, for example 0,2-3.")
-@click.option("--user", metavar="NAME", help="Who workers run as [default: mcrelay if it exists, else nobody].")
-@click.option(
-    "--engine",
-    type=click.Choice(["auto", "uring", "reference"]),
-    default="auto",
-    show_default=True,
-    help="What moves the packets; auto is uring, or reference with a warning where uring cannot run.",
-)
-@click.option(
-    "--ingress",
-    type=click.Choice(["ring", "recv"]),
-    default="ring",
-    show_default=True,
-    help="How packets come in: from a ring shared with the kernel, or by io_uring receives.",
-)
-@click.option(
-    "--ring-mib",
-    type=click.IntRange(1, 1024),
-    default=RING_MEMORY_DEFAULT // 2**20,
-    show_default=True,
-    metavar="N",
-    help="MiB of kernel memory for each ring: one per worker and ingress interface.",
-)
-@click.option(
-    "--latency-budget-us",
-    type=click.IntRange(0, LATENCY_BUDGET_US_MAX),
-    default=LATENCY_BUDGET_US_DEFAULT,
-    show_default=True,
-    metavar="N",
-    help="How long a packet may wait for others at high rates, which then cost less together; 0: none waits.",
-)
-@click.option("--busy-poll", is_flag=True, help="Never sleep: a whole core per worker for the lowest latency.")
-@click.option(
-    "--no-restore",
-    is_flag=True,
-    help="Start without the rules that the last daemon on this socket had; they are kept in SOCKET.state.old.",
-)
-@click.option("--debug", is_flag=True, help="Log more, and report whatever blocks an event loop.")
-def run(
-    path: str | None,
-    rootless: bool,
-    workers: int | None,
-    cores: str | None,
-    user: str | None,
-    engine: str,
-    ingress: str,
-    ring_mib: int,
-    latency_budget_us: int,
-    busy_poll: bool,
-    no_restore: bool,
-    debug: bool,
-) -> None:
-    """Run the daemon in the foreground, until SIGTERM or Ctrl-C. Needs root, or CAP_NET_RAW and CAP_NET_ADMIN.
-
-    With --rootless it needs nothing and can do less: one worker; inputs of one address and port from 1024 on; no
-    packets whose source this host has no route back to, where net.ipv4.conf.*.rp_filter is set; none that the firewall
-    drops; no outputs that keep a source or set its port. docs/rootless.md has the whole of it.
-
-    \b
-    Examples: sudo mcrelay run --cores 2-3
-              mcrelay run --rootless
-    """
-    from mcrelay import service
-
-    if path is None:
-        path = user_socket() if rootless else SYSTEM_SOCKET
-    if rootless:
-        check_cores(workers, cores)
-        source = click.get_current_context().get_parameter_source("ring_mib")
-        check_ring(is_given=source is ParameterSource.COMMANDLINE)
-        workers = 1 if cores is None else None
-    service.run(
-        socket=path,
-        rootless=rootless,
-        cores=_choose_cores(workers, cores),
-        user=user,
-        engine=engine,
-        ingress=ingress,
-        ring_memory=ring_mib * 2**20,
-        latency_budget_us=latency_budget_us,
-        busy_poll=busy_poll,
-        debug=debug,
-        restore=not no_restore,
-    )
-
-
-def _choose_cores(workers: int | None, cores: str | None) -> tuple[int, ...]:
-    available = sorted(os.sched_getaffinity(0))
-    if cores is not None:
-        chosen = _parse_cores(cores)
-        if unavailable := [core for core in chosen if core not in available]:
-            raise UsageError(
-                f"--cores {cores}: core {unavailable[0]} is not there for us",
-                f"use some of {','.join(map(str, available))}",
-            )
-        if workers is not None and workers != len(chosen):
-            raise UsageError(
-                f"--workers {workers} and --cores {cores} disagree",
-                "there is one worker per core: give one of them",
-            )
-    else:
-        if workers is not None and not 1 <= workers <= len(available):
-            raise UsageError(
-                f"--workers {workers}: there is one worker per core",
-                f"use a number from 1 to {len(available)}",
-            )
-        chosen = available[: workers or WORKERS_MAX]
-    if len(chosen) > WORKERS_MAX:
-        raise UsageError(f"{len(chosen)} workers are too many", f"use at most {WORKERS_MAX}")
-    return tuple(chosen)
-
-
-def _parse_cores(text: str) -> list[int]:
-    chosen: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not (first.isascii() and first.isdigit()) or (dash and not (last.isascii() and last.isdigit())):
-            raise UsageError(f"--cores {text!r} is not a list of cores", "write, for example, 0,2-3")
-        begin, end = int(first), int(last or first)
-        if end < begin or end > 4095:
-            raise UsageError(f"--cores {text!r} is not a list of cores", "write, for example, 0,2-3")
-        chosen += range(begin, end + 1)
-    if len(set(chosen)) != len(chosen):
-        raise UsageError(f"--cores {text!r} names a core twice", "one worker per core")
-    return chosen
 
 
 @cli.command()

@@ -28,6 +28,7 @@ from mcrelay.api import (
     Changed,
     Failure,
     GetStats,
+    GetStatus,
     GetVersion,
     GetWorkers,
     ListRules,
@@ -45,6 +46,7 @@ from mcrelay.api import (
     RuleText,
     StartTap,
     Stats,
+    Status,
     TapEnded,
     Tapped,
     TapStarted,
@@ -67,7 +69,7 @@ NAMES_PER_FRAME: Final = 8000  # of 64 characters
 READ_SIZE: Final = 64 * 1024
 AGAIN_FOR_S: Final = 5.0  # how long there may be nobody after a connection was lost
 AGAIN_S: Final = 0.05
-READING: Final = (Ping, GetVersion, ListRules, GetStats, GetWorkers)
+READING: Final = (Ping, GetVersion, GetStatus, ListRules, GetStats, GetWorkers)
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -127,6 +129,9 @@ class Client:
 
     def version(self) -> Version:
         return self._ask(GetVersion(id=self._next_id()), Version)
+
+    def status(self) -> Status:
+        return self._ask(GetStatus(id=self._next_id()), Status)
 
     def add(self, input: str, outputs: Sequence[str], name: str | None = None) -> Added:
         """Add a rule; when it returns, all workers concerned forward by it."""

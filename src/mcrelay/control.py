@@ -30,6 +30,7 @@ from mcrelay.api import (
     Change,
     Changed,
     GetStats,
+    GetStatus,
     GetVersion,
     GetWorkers,
     InterfaceFacts,
@@ -48,6 +49,7 @@ from mcrelay.api import (
     RuleStats,
     StartTap,
     Stats,
+    Status,
     TapEnded,
     TapStarted,
     Upgrade,
@@ -59,6 +61,9 @@ from mcrelay.api import (
 from mcrelay.channel import Channel
 from mcrelay.clients import Clients, Connection
 from mcrelay.codec import Codec, in_frames
+from mcrelay.config import read
+from mcrelay.config_files import read_opened
+from mcrelay.declared import difference
 from mcrelay.errors import Busy, Error, RuleError, Unavailable
 from mcrelay.flowtable import FlowTable
 from mcrelay.frames import Malformed
@@ -67,6 +72,7 @@ from mcrelay.messages import (
     Applied,
     ApplyRules,
     Client,
+    Configure,
     GetProcesses,
     HandedOver,
     HandOver,
@@ -96,9 +102,10 @@ log = logging.getLogger(__name__)
 
 SUPERVISOR_S: Final = 10.0  # for the answer to one request
 UPGRADE_S: Final = 30.0
-PAUSE_TRIES: Final = 20  # against others who change rules
+TRIES: Final = 20  # against others who change rules
 RECORDED_S: Final = 2.0  # for a change of somebody else's to be known here
 COUNT_MAX: Final = 2**53  # packets of a tap: as good as without end
+ERROR_MAX: Final = 4096  # characters, messages.LongText
 FINISH_S: Final = 0.5  # for requests that are under way at the end
 OUTPUTS_PER_REPLY: Final = 1500  # of rules listed, so that a reply fits a frame (about 300 bytes each)
 
@@ -113,6 +120,8 @@ class ControlPlane:
     def __init__(self, start: Start, descriptors: list[int], life: Life) -> None:
         request_fd, *page_fds = descriptors
         self._life = life
+        self._start = start
+        self._settings = start.settings
         self._frames_malformed = 0
         self._table = FlowTable()
         self._pages = [_map_page(fd) for fd in page_fds]
@@ -199,6 +208,8 @@ class ControlPlane:
                     _close(descriptors)
             case Probe():
                 self._requests.send(Acknowledge(ticket=message.ticket))
+            case Configure():
+                self.keep(asyncio.get_running_loop().create_task(self._configure(message, descriptors)))
             case ListRules() | GetStats():
                 self.keep(asyncio.get_running_loop().create_task(self._serve_supervisor(message)))
 
@@ -207,6 +218,46 @@ class ControlPlane:
             self._requests.send(await self.serve(message))
         except (Error, ConnectionError) as error:
             log.warning("cannot answer the supervisor's %s: %s", type(message).__name__, error)
+
+    async def _configure(self, message: Configure, descriptors: list[int]) -> None:
+        """Have what the files say, all of it or nothing, and tell the supervisor."""
+        try:
+            try:
+                configuration = read(read_opened(list(zip(message.files, descriptors, strict=True))))
+            finally:
+                _close(descriptors)
+            if message.rules:
+                await self._declare(configuration.rules)
+        except Error as error:
+            self._requests.send(Acknowledge(ticket=message.ticket, error=str(error)[:ERROR_MAX]))
+            return
+        self._settings = configuration.settings
+        if waiting := self._settings.changes_at_start(self._start.settings):
+            log.warning("%s: changed in the file, and in force after a restart", ", ".join(waiting))
+        self._requests.send(Acknowledge(ticket=message.ticket))
+
+    async def _declare(self, wanted: Sequence[Rule]) -> None:
+        """Have these rules and no others, in one step. If they change meanwhile, once more."""
+        for _ in range(TRIES):
+            generation = self._table.generation
+            change = difference(self._table.rules, wanted)
+            try:
+                if change:
+                    await self._apply(change.adds, change.removes, generation)
+            except Error as error:
+                if error.code != "conflict":
+                    raise
+                await self._wait_for_another(generation)
+                continue
+            log.info("the rules are those of %s: %s", self._start.config, change.summary())
+            return
+        raise Busy("many changes are under way", "try again")
+
+    async def _wait_for_another(self, generation: int) -> None:
+        """Until a later generation is recorded, but not for ever."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RECORDED_S):
+                await self._wait_recorded(generation + 1)
 
     async def _ask(
         self, make: Callable[[int], Iterable[Message]], expect: type[Reply], patience_s: float = SUPERVISOR_S
@@ -252,6 +303,8 @@ class ControlPlane:
                 return Pong(id=message.id)
             case GetVersion():
                 return Version(id=message.id, version=__version__, protocol=PROTOCOL)
+            case GetStatus():
+                return self._status(message)
             case Add():
                 return await self._add(message)
             case Remove():
@@ -276,6 +329,18 @@ class ControlPlane:
             case _:
                 raise Error(f"{type(message).__name__} is not served")
 
+    def _status(self, message: GetStatus) -> Status:
+        return Status(
+            id=message.id,
+            version=__version__,
+            protocol=PROTOCOL,
+            config=self._start.config,
+            settings=self._start.settings,
+            rootless=self._start.settings.daemon.rootless,
+            generation=self._table.generation,
+            rules=len(self._table.rules),
+        )
+
     async def _add(self, message: Add) -> Added:
         rule = parse_rule(message.input, message.outputs, message.name)
         applied = await self._apply([rule], [])
@@ -288,7 +353,7 @@ class ControlPlane:
 
     async def _pause(self, message: Pause) -> Paused:
         """A rule in its own place, counted where it was. If the rules change meanwhile, once more."""
-        for _ in range(PAUSE_TRIES):
+        for _ in range(TRIES):
             generation = self._table.generation
             rule = self._table.rules.find(message.rule)
             changed = rule.with_paused(message.output, paused=message.paused)
@@ -299,9 +364,7 @@ class ControlPlane:
             except Error as error:
                 if error.code != "conflict":
                     raise
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(RECORDED_S):
-                        await self._wait_recorded(generation + 1)
+                await self._wait_for_another(generation)
                 continue
             await self._wait_recorded(applied.generation)
             return Paused(

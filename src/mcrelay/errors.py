@@ -20,6 +20,7 @@ EXIT_CODES: Final = {
     "conflict": 75,  # EX_TEMPFAIL: somebody else was faster; look, and try again
     "protocol": 76,  # EX_PROTOCOL: the other side is not mcrelay, or another version
     "not_permitted": 77,  # EX_NOPERM
+    "config": 78,  # EX_CONFIG: a configuration file is wrong
 }
 
 

@@ -11,6 +11,7 @@ from typing import Final
 
 RULES_MAX: Final = 16384  # counters per worker: 10,000 rules and room for those being replaced
 OUTPUTS_MAX: Final = 65536  # likewise, with several outputs to a rule
+FILES_MAX: Final = 128  # of one configuration; their descriptors fit one message
 RULE_OUTPUTS_MAX: Final = 1024  # of one rule; its text still fits one frame
 INTERFACES_MAX: Final = 64  # in use at once; a worker's receive slots are a few MiB for each
 ADDRESSES_MAX: Final = 4096  # of this host, that a worker knows; their texts fit one frame

@@ -66,6 +66,7 @@ class Links:
         *,
         ingress: Literal["ring", "recv"],
         ring_memory: int,
+        ring_memories: Mapping[str, int],
         rootless: bool,
         on_change: Callable[[], None],
     ) -> None:
@@ -74,7 +75,8 @@ class Links:
         self._look_timer: asyncio.TimerHandle | None = None
         self._changing = changing
         self._ingress = ingress
-        self._ring_memory = ring_memory
+        self._ring_memory = ring_memory  # bytes
+        self._ring_memories = ring_memories  # of single interfaces
         self._on_change = on_change
         self._attachments = Attachments(len(data), rootless=rootless)
         self._ports = PortLinks(self._attachments, self._ready_workers)
@@ -464,7 +466,7 @@ class Links:
             return lacks_address(direction, interface) != 0
         if self._attachments.ports:
             return False  # any datagram fits
-        ring, opened = self._ring_for(interface.mtu), attachment.opened[direction]
+        ring, opened = self._ring_for(interface.mtu, attachment.name), attachment.opened[direction]
         # A packet that is longer than its slot is relayed, but takes a longer way.
         return ring.frame_size > attachment.ring.frame_size if ring and attachment.ring else interface.mtu > opened.mtu
 
@@ -494,7 +496,7 @@ class Links:
 
     async def _open(self, attachment: Attachment, direction: Direction, interface: Interface) -> None:
         """Open sockets, give them to the workers, and let come in what rules want."""
-        ring = self._ring_for(interface.mtu)
+        ring = self._ring_for(interface.mtu, attachment.name)
         try:
             await asyncio.to_thread(self._attachments.open, attachment, interface, direction, ring)
             await self._attach_everywhere(attachment, direction)
@@ -508,11 +510,11 @@ class Links:
             await self._detach((attachment.name, direction))
             raise
 
-    def _ring_for(self, mtu: int) -> RingGeometry | None:
+    def _ring_for(self, mtu: int, name: str | None = None) -> RingGeometry | None:
         no_rings = self._ingress == "recv" or self._attachments.ports
         if no_rings or any(child.engine == "reference" for child in self._data):
             return None
-        return ring_geometry(mtu, self._ring_memory)
+        return ring_geometry(mtu, self._ring_memories.get(name or "", self._ring_memory))
 
     # Workers.
 

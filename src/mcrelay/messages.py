@@ -20,6 +20,7 @@ import msgspec
 from mcrelay.frames import FRAME_MAX
 from mcrelay.limits import (
     ADDRESSES_MAX,
+    FILES_MAX,
     INTERFACES_MAX,
     LATENCY_BUDGET_US_MAX,
     OUTPUTS_MAX,
@@ -28,6 +29,7 @@ from mcrelay.limits import (
     TAP_BYTES_MAX,
     WORKERS_MAX,
 )
+from mcrelay.settings import Settings
 from mcrelay.ways import Direction
 
 ChannelName = Literal["supervisor_sock", "request_sock", "command_sock", "client", "handover_sock"]
@@ -114,6 +116,8 @@ class Start(Message, frozen=True):
     busy_poll: bool
     version: str
     debug: bool
+    config: LongText | None = None  # of the control plane: the file, and what it said when the daemon started
+    settings: Settings = Settings()
 
     def descriptors(self) -> int:
         return 3 if self.role == "data" else 1 + self.workers
@@ -230,6 +234,17 @@ class Refused(Message, frozen=True):
     code: Text
     message: LongText
     hint: LongText
+
+
+class Configure(Message, frozen=True):
+    """Read these files, which come with the message, and have their settings and, if that is said, their rules."""
+
+    ticket: Id
+    files: Annotated[tuple[LongText, ...], msgspec.Meta(max_length=FILES_MAX)]
+    rules: bool
+
+    def descriptors(self) -> int:
+        return len(self.files)
 
 
 class GetProcesses(Message, frozen=True):

@@ -393,6 +393,12 @@ class RuleSet:
             if width == bits(target.address):
                 yield from (rule for rule in destinations.near(target) if takes(rule.input, target))
 
+    def with_input(self, rule_id: str) -> Rule | None:
+        return self._by_id.get(rule_id)
+
+    def with_name(self, name: str | None) -> Rule | None:
+        return None if name is None else self._by_name.get(name)
+
     def find(self, name_or_id: str) -> Rule:
         """RuleError if no rule is called that."""
         rule = self._by_name.get(name_or_id) or self._by_id.get(name_or_id)

@@ -9,59 +9,29 @@ import asyncio
 import faulthandler
 import logging
 import signal
-from typing import Literal, cast
 
 from mcrelay import places, process, store
 from mcrelay import rootless as mode
 from mcrelay.errors import Error
 from mcrelay.handover import Predecessor
 from mcrelay.net import plain
-from mcrelay.supervisor import Options, Supervisor
+from mcrelay.options import Options
+from mcrelay.supervisor import Supervisor
 from mcrelay.worker import configure_logging, watch_loop
 
 log = logging.getLogger(__name__)
 
-IngressName = Literal["ring", "recv"]
-EngineName = Literal["auto", "uring", "reference"]
 
-
-def run(
-    *,
-    socket: str,
-    cores: tuple[int, ...],
-    user: str | None,
-    engine: str,
-    ingress: str,
-    ring_memory: int,
-    latency_budget_us: int,
-    busy_poll: bool,
-    debug: bool,
-    restore: bool,
-    rootless: bool,
-) -> None:
+def run(options: Options) -> None:
     """Until the daemon is told to stop. Error if it cannot work here."""
-    configure_logging("mcrelay", debug=debug)
-    for number in (signal.SIGUSR1, signal.SIGUSR2):  # before there is anything to do for them
+    configure_logging("mcrelay", debug=options.debug)
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):  # before there is anything to do for them
         signal.signal(number, signal.SIG_IGN)
-    if rootless:
-        _begin_rootless(socket)
+    if options.rootless:
+        _begin_rootless(options.socket)
     else:
         process.check_privileges()
     process.raise_descriptor_limit()
-    # click has checked the names.
-    options = Options(
-        socket=socket,
-        cores=cores,
-        user=user,
-        engine=cast(EngineName, engine),
-        ingress=cast(IngressName, ingress),
-        ring_memory=ring_memory,
-        latency_budget_us=latency_budget_us,
-        busy_poll=busy_poll,
-        debug=debug,
-        restore=restore,
-        rootless=rootless,
-    )
     asyncio.run(_supervise(options))
 
 

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import functools
 import logging
-import mmap
 import os
 import signal
 from collections.abc import Coroutine, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from mcrelay import __version__, counters, notify, process, store
 from mcrelay.active import ActiveRules
@@ -49,6 +46,11 @@ from mcrelay.messages import (
     RuleRecord,
     Start,
 )
+from mcrelay.options import Options
+from mcrelay.pages import Page
+from mcrelay.reloads import Reloads
+from mcrelay.report import Report
+from mcrelay.settings import Settings
 from mcrelay.spare import Spare
 from mcrelay.state import StateFile
 
@@ -60,47 +62,6 @@ PROBE_S: Final = 2.0  # how often a worker has to show that it works
 CONTROL_PATIENCE_S: Final = 4.0
 REPLACED_S: Final = 5.0
 START_AGAIN_S: Final = 1.0  # after a worker could not even be started
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    socket: str
-    cores: tuple[int, ...]  # one data plane worker on each
-    user: str | None
-    engine: Literal["auto", "uring", "reference"]
-    ingress: Literal["ring", "recv"]
-    ring_memory: int  # bytes per worker and interface
-    latency_budget_us: int
-    busy_poll: bool
-    debug: bool
-    restore: bool  # the rules of the last daemon
-    rootless: bool  # without any privilege
-
-
-class Page:
-    """A worker's counter page: the memory, which outlives the worker, and our view of it."""
-
-    def __init__(self, inherited: int | None = None) -> None:
-        self.fd = self._make() if inherited is None else inherited
-        self._map = mmap.mmap(self.fd, counters.PAGE_SIZE)
-        self.counters = counters.Page(memoryview(self._map))
-
-    @staticmethod
-    def _make() -> int:
-        fd = os.memfd_create("mcrelay-counters", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(fd, counters.PAGE_SIZE)
-        # A memfd is a file of mode 0777 that whoever holds a descriptor could open again for writing, through /proc.
-        os.fchmod(fd, 0o400)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        return fd
-
-    def writable(self) -> int:
-        """A descriptor to give away."""
-        return os.dup(self.fd)
-
-    def readable(self) -> int:
-        """A descriptor to give away that cannot be mapped for writing."""
-        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 class Supervisor:
@@ -132,18 +93,21 @@ class Supervisor:
         )
         self._control = child("control", 0, credentials)
         # A worker that never sleeps takes its core anyway: preferred, it would leave nothing to anybody else there.
-        prefer = not options.busy_poll
-        self._data = [child("data", i, credentials, prefer=prefer) for i in range(self._workers)]
-        self._spare = Spare(MODULES["data"], credentials, prefer=prefer)
+        polls = [options.of_worker(index)[1] for index in range(self._workers)]
+        self._data = [child("data", index, credentials, prefer=not polls[index]) for index in range(self._workers)]
+        self._spare = Spare(MODULES["data"], credentials, prefer=not any(polls))
         self._active = ActiveRules(
             self._data,
             [page.counters for page in self._pages],
             ingress=options.ingress,
             ring_memory=options.ring_memory,
+            ring_memories=options.ring_memories(),
             rootless=options.rootless,
             on_change=self._changed,
         )
         self._state = StateFile(options.socket)
+        self._report = Report(self._status)
+        self._reloads = Reloads(options.config, self._control, self._report)
         if heritage:
             self._active.adopt(heritage)
             self._state.note(self._active.generation, self._active.records())
@@ -154,6 +118,7 @@ class Supervisor:
         """Until SIGTERM or SIGINT. Error if the daemon cannot work here."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopping.set)
+        self._loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn_task(self._reloads.reload()))
         self._loop.add_signal_handler(signal.SIGUSR1, self._control.tell, "request_sock", GetStats(id=0))
         self._loop.add_signal_handler(signal.SIGUSR2, lambda: self._spawn_task(self._serve_hand_over(None)))
         try:
@@ -173,6 +138,8 @@ class Supervisor:
                     self._state.set_aside()
                 if self._predecessor:
                     self._predecessor.took_over()
+                else:
+                    await self._reloads.begin()
                 self._is_settled = True
                 self._listener.open(self._pass_client)
                 await self._active.replenish()
@@ -188,8 +155,7 @@ class Supervisor:
                     self._identity.name,
                     self._options.socket,
                 )
-                with contextlib.suppress(OSError):
-                    notify.notify("READY=1")
+                self._report.ready()
             await self._stopping.wait()
         finally:
             await self._shut_down()
@@ -222,6 +188,10 @@ class Supervisor:
             self._state.path,
         )
 
+    def _status(self) -> str:
+        ready = sum(child.state == "ready" for child in self._data)
+        return f"{len(self._active)} rules, {ready} of {self._workers} workers ready"
+
     @property
     def _children(self) -> list[Child]:
         return [self._control, *self._data]
@@ -247,16 +217,19 @@ class Supervisor:
                 raise Error(child.failure.message, child.failure.hint, code=child.failure.code)
 
     def _start(self, child: Child) -> None:
+        latency_budget_us, busy_poll = self._options.of_worker(child.index)
         start = Start(
             role=child.role,
             index=child.index,
             workers=self._workers,
             core=self._options.cores[child.index] if child.role == "data" else None,
             engine=self._options.engine,
-            latency_budget_us=self._options.latency_budget_us,
-            busy_poll=self._options.busy_poll,
+            latency_budget_us=latency_budget_us,
+            busy_poll=busy_poll,
             version=__version__,
             debug=self._options.debug,
+            config=self._options.config if child.role == "control" else None,
+            settings=self._options.settings if child.role == "control" else Settings(),
         )
         try:
             if child.role == "data":
@@ -285,6 +258,8 @@ class Supervisor:
 
     async def _shut_down(self) -> None:
         self._stopping.set()
+        if not self._is_anothers():
+            self._report.stopping()
         self._listener.shut()
         under_way = list(self._tasks)
         for task in under_way:
@@ -337,6 +312,7 @@ class Supervisor:
                 self._record(self._active.records(), (), snapshot=True)
                 if self._is_settled:
                     self._listener.open(self._pass_client)
+                    self._spawn_task(self._reloads.inform())
             else:
                 try:
                     await self._active.bring_in(child)
@@ -346,6 +322,7 @@ class Supervisor:
                     return
             child.state = "ready"
         await self._active.announce()
+        self._report.changed()
         if child.restarts:
             log.info("%s is back (pid %s)", child.name, child.pid)
         if child.role == "data" and not self._stopping.is_set() and all(c.state == "ready" for c in self._data):
@@ -429,8 +406,7 @@ class Supervisor:
             self._listener.shut()
             await self._active.hold()
             pid = await successor.proceed()
-            with contextlib.suppress(OSError):
-                notify.notify(f"MAINPID={pid}")
+            self._report.handed_over(pid)
         except BaseException:
             successor.end()
             await self._active.take_over()
@@ -469,6 +445,7 @@ class Supervisor:
 
     def _child_exited(self, child: Child, delay_s: float) -> None:
         self._died.set()
+        self._report.changed()
         if child.role == "control":
             self._listener.shut()
         if child.failure:
@@ -566,6 +543,7 @@ class Supervisor:
 
     def _changed(self, added: list[RuleRecord], removed: Sequence[str]) -> None:
         self._state.note(self._active.generation, self._active.records())
+        self._report.changed()
         self._record(added, removed)
 
     def _record(self, added: list[RuleRecord], removed: Sequence[str], *, snapshot: bool = False) -> None:

@@ -90,6 +90,9 @@ CLIENT_COMMANDS = {
     "capture": ["capture", "feed-a", "-w", "-"],
     "ping": ["ping"],
     "version": ["version"],
+    "diff": ["diff"],
+    "apply": ["apply"],
+    "save": ["save"],
 }
 
 
@@ -250,6 +253,11 @@ def test_a_command_line_that_is_none_is_refused(line: str, word: str) -> None:
 # A command's help has an example or at least the form of its arguments.
 HELP = {
     "run": "mcrelay run --rootless",
+    "check": "Example: mcrelay check ./mcrelay.toml",
+    "diff": "Example: mcrelay diff && echo",
+    "apply": "Example: mcrelay apply --dry-run",
+    "save": "&& mcrelay save",
+    "schema": "Example: mcrelay schema >",
     "add": "239.2.2.2:6000%eth1,ttl=8",
     "remove": "mcrelay remove [OPTIONS] NAME|ID",
     "pause": "Example: mcrelay pause feed-a 239.2.2.2:6000%eth1",
@@ -268,7 +276,7 @@ HELP = {
     "explain": "Example: sudo mcrelay explain 239.1.1.1:5000%eth0",
     "doctor": "Example: sudo mcrelay doctor",
 }
-WITHOUT_DAEMON = {"send", "receive"}
+WITHOUT_DAEMON = {"send", "receive", "check", "schema"}
 DIAGNOSES = {"explain", "doctor"}  # to which a daemon that is not there is a finding
 
 
@@ -285,7 +293,7 @@ def test_help_shows_how_it_is_used(command: str) -> None:
     assert result.stdout.startswith(f"Usage: mcrelay {command} ")
     assert HELP[command] in result.stdout
     assert ("--socket PATH" in result.stdout) == (command not in WITHOUT_DAEMON)
-    assert ("--json" in result.stdout) == (command not in ("run", "ping", "capture"))
+    assert ("--json" in result.stdout) == (command not in ("run", "ping", "capture", "schema"))
 
 
 def test_help_of_the_program_shows_the_commands() -> None:

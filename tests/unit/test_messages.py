@@ -63,6 +63,8 @@ def body_of(message: Message) -> bytes:
 def values(kind: inspect.Type) -> st.SearchStrategy[Any]:
     """Values of a field's type, its bounds included."""
     match kind:
+        case inspect.Metadata(type=described):
+            return values(described)
         case inspect.BoolType():
             return st.booleans()
         case inspect.NoneType():
@@ -70,6 +72,10 @@ def values(kind: inspect.Type) -> st.SearchStrategy[Any]:
         case inspect.IntType(ge=ge, le=le, lt=lt):
             highest = le if le is not None else lt - 1 if lt is not None else 2**63 - 1
             return st.integers(ge if ge is not None else 0, highest)
+        case inspect.FloatType(ge=ge, gt=gt, le=le):
+            return st.floats(ge if ge is not None else gt, le, exclude_min=ge is None)
+        case inspect.StrType(pattern=str(pattern)):
+            return st.from_regex(pattern, fullmatch=True, alphabet="0123456789")
         case inspect.StrType(max_length=longest):
             return st.text(max_size=min(longest or 20, 20))
         case inspect.BytesType():
@@ -98,6 +104,11 @@ def spoilt(kind: inspect.Type, value: Any) -> Iterator[tuple[str, Any]]:
                 yield "too small", ge - 1
             if le is not None or lt is not None:
                 yield "too big", le + 1 if le is not None else lt
+        case inspect.Metadata(type=described):
+            yield from spoilt(described, value)
+        case inspect.FloatType():
+            yield "too small", -1.0
+            yield "a text", "1"
         case inspect.BoolType():
             yield "a number", 1
         case inspect.StrType(max_length=longest):
@@ -110,7 +121,7 @@ def spoilt(kind: inspect.Type, value: Any) -> Iterator[tuple[str, Any]]:
         case inspect.LiteralType():
             yield "unknown word", "unknown"
         case inspect.UnionType(types=choices):
-            (choice,) = [choice for choice in choices if not isinstance(choice, inspect.NoneType)]
+            choice = next(choice for choice in choices if not isinstance(choice, inspect.NoneType))
             if value is not None:
                 yield from spoilt(choice, value)
         case inspect.VarTupleType(item_type=item, max_length=longest):
@@ -137,6 +148,12 @@ def spoilt(kind: inspect.Type, value: Any) -> Iterator[tuple[str, Any]]:
 def full(kind: inspect.Type) -> Any:
     """A JSON value of the type with every field in it, and something in every collection."""
     match kind:
+        case inspect.Metadata(type=described):
+            return full(described)
+        case inspect.FloatType():
+            return 100.0
+        case inspect.StrType(pattern=str()):
+            return "1"
         case inspect.BoolType():
             return True
         case inspect.IntType(le=le, lt=lt):
@@ -187,7 +204,8 @@ def test_every_message_is_somebodys() -> None:
         (("request_sock", "data", "supervisor"), "Ready Failed Acknowledge"),
         (
             ("client", "client", "control"),
-            "Ping GetVersion Add Remove Pause Change ListRules GetStats GetWorkers RestartWorker Upgrade StartTap",
+            "Ping GetVersion GetStatus Add Remove Pause Change ListRules GetStats GetWorkers RestartWorker Upgrade "
+            "StartTap",
         ),
     ],
 )
@@ -234,7 +252,10 @@ def test_descriptors_travel_with_few_messages() -> None:
     """What a channel may ever accept descriptors for."""
     carriers = {message.__name__ for message in ALL if message.descriptors is not Message.descriptors}
     inherited = {"Inherit", "InheritInterface", "InheritPort", "InheritMemberships", "InheritAbsorber"}
-    assert carriers == {"Start", "Client", "AttachInterface", "AttachPort", "OpenTap", "TapOpened"} | inherited
+    assert (
+        carriers
+        == {"Start", "Client", "AttachInterface", "AttachPort", "OpenTap", "TapOpened", "Configure"} | inherited
+    )
     start = msgspec.convert(full_message(Start), Start)
     assert start.role == "control"
     assert start.descriptors() == 1 + start.workers

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,6 +12,7 @@ from mcrelay.cli import cli
 from mcrelay.errors import Error, RuleError, UsageError
 from mcrelay.limits import PORTS_MAX
 from mcrelay.net.plain import Ports
+from mcrelay.options import Options
 from mcrelay.rootless import buffer_remark, check_rule, reverse_path_remark
 from mcrelay.ruletext import parse_rule
 
@@ -93,9 +93,9 @@ class Run:
     """What the daemon would be told."""
 
     def __init__(self) -> None:
-        self.options: dict[str, Any] = {}
+        self.options: Options | None = None
 
-    def __call__(self, **options: object) -> None:
+    def __call__(self, options: Options) -> None:
         self.options = options
 
 
@@ -118,9 +118,10 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 )
 def test_there_is_one_worker(run: Run, arguments: list[str], cores: list[int]) -> None:
     cli.main(["run", "--rootless", *arguments], standalone_mode=False)
-    assert run.options["rootless"] is True
-    assert run.options["cores"] == tuple(cores)
-    assert run.options["socket"] == f"/tmp/mcrelay-{os.geteuid()}/control.sock"
+    assert run.options is not None
+    assert run.options.rootless
+    assert run.options.cores == tuple(cores)
+    assert run.options.socket == f"/tmp/mcrelay-{os.geteuid()}/control.sock"
 
 
 @pytest.mark.parametrize("arguments", [["--workers", "2"], ["--cores", "0,1"], ["--cores", "0-1"]])
@@ -138,17 +139,19 @@ def test_rings_that_are_not_there_have_no_size(run: Run) -> None:
 
 def test_the_system_s_daemon_is_not_rootless(run: Run) -> None:
     cli.main(["run"], standalone_mode=False)
-    assert run.options["rootless"] is False
-    assert run.options["socket"] == places.SYSTEM_SOCKET
+    assert run.options is not None
+    assert not run.options.rootless
+    assert run.options.socket == places.SYSTEM_SOCKET
 
 
 @pytest.mark.parametrize("mode", [[], ["--rootless"]])
 def test_a_socket_that_is_given_is_taken(run: Run, mode: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     cli.main(["run", *mode, "--socket", "/a/b"], standalone_mode=False)
-    assert run.options["socket"] == "/a/b"
+    assert run.options is not None
+    assert run.options.socket == "/a/b"
     monkeypatch.setenv("MCRELAY_SOCKET", "/c/d")
     cli.main(["run", *mode], standalone_mode=False)
-    assert run.options["socket"] == "/c/d"
+    assert run.options.socket == "/c/d"
 
 
 # --- places ----------------------------------------------------------------------------------------------------------

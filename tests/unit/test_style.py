@@ -85,6 +85,7 @@ PURE = sorted(
         *("frames", "counters", "limits", "steering"),
         *("facts", "nearness", "sightings", "arrival", "departure", "explain", "doctor", "reasons"),
         *("engines.reassembly", "rootless", "tap", "pcapng"),
+        *("settings", "config", "declared"),
     )
     or name.startswith("mcrelay.protocols")
 )

@@ -1,0 +1,205 @@
+"""The commands about the configuration file: check it, compare it with what runs, apply it, save to it.
+
+Owns what they print and their exit codes. A file is applied in one transaction, which touches only what differs and is
+refused if somebody changes the rules meanwhile; then it is tried again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Final
+
+import click
+
+from mcrelay import config_files
+from mcrelay.cli_options import json_option, socket_option
+from mcrelay.client import Client
+from mcrelay.codec import json_text, to_json
+from mcrelay.config import ConfigError, Configuration
+from mcrelay.declared import Difference, difference
+from mcrelay.errors import EXIT_CODES, Conflict, Error, UsageError
+from mcrelay.rules import Rule
+from mcrelay.ruletext import parse_rule
+from mcrelay.settings import schema as make_schema
+
+DIFFERS: Final = 1  # exit code of diff, as of diff(1)
+TRIES: Final = 20  # against others who change rules
+
+file_argument = click.argument("file", required=False, metavar="[FILE]")
+
+
+def load(file: str, *, as_json: bool = False) -> Configuration:
+    """Prints all that is wrong, if something is, and exits."""
+    try:
+        return config_files.load(file)
+    except ConfigError as error:
+        if as_json:
+            click.echo(json_text({"problems": to_json(error.problems)}, indent=2))
+        for problem in error.problems:
+            click.echo(f"mcrelay: {problem}", err=True)
+        sys.exit(EXIT_CODES["config"])
+
+
+@click.command()
+@file_argument
+@json_option
+def check(file: str | None, as_json: bool) -> None:
+    """Check a configuration file and its conf.d/*.toml, by default /etc/mcrelay/mcrelay.toml. Needs no daemon, and
+    tells everything that is wrong; exits with 78 if something is.
+
+    \b
+    Example: mcrelay check ./mcrelay.toml
+    """
+    file = file or config_files.SYSTEM_FILE
+    found = load(file, as_json=as_json)
+    if as_json:
+        click.echo(json_text({"problems": []}, indent=2))
+        return
+    rules = f"{len(found.rules)} rule{'' if len(found.rules) == 1 else 's'}"
+    click.echo(f"{', '.join(config_files.names(file))}: fine, {rules}")
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration file, for editors and other programs.
+
+    \b
+    Example: mcrelay schema > mcrelay.schema.json
+    """
+    click.echo(json_text(make_schema(), indent=2))
+
+
+@click.command()
+@file_argument
+@json_option
+@socket_option
+def diff(file: str | None, as_json: bool, path: str) -> None:
+    """Compare what runs (-) with what FILE says (+), by default the daemon's own. Exits with 0 if they are the same, 1
+    if they differ.
+
+    \b
+    Example: mcrelay diff && echo nothing to apply
+    """
+    with Client(path) as client:
+        wanted, waiting = _wanted(client, file)
+        _generation, change = _difference(client, wanted)
+    if as_json:
+        click.echo(json_text({**_facts(change), "restart": waiting}, indent=2))
+    else:
+        _print(change.lines())
+        _print_waiting(waiting)
+    sys.exit(DIFFERS if change or waiting else 0)
+
+
+@click.command()
+@file_argument
+@click.option("--dry-run", is_flag=True, help="Only show what would change.")
+@json_option
+@socket_option
+def apply(file: str | None, dry_run: bool, as_json: bool, path: str) -> None:
+    """Have the rules that FILE says, by default the daemon's own file, and no others: in one step, or not at all. Rules
+    that are the same are not touched.
+
+    \b
+    Example: mcrelay apply --dry-run /etc/mcrelay/mcrelay.toml
+    """
+    with Client(path) as client:
+        wanted, waiting = _wanted(client, file)
+        change = _difference(client, wanted)[1] if dry_run else _apply(client, wanted)
+    if as_json:
+        click.echo(json_text({**_facts(change), "restart": waiting, "applied": not dry_run}, indent=2))
+        return
+    if dry_run:
+        _print(change.lines())
+    click.echo(change.summary() if not dry_run else f"would be: {change.summary()}")
+    _print_waiting(waiting)
+
+
+@click.command()
+@file_argument
+@json_option
+@socket_option
+def save(file: str | None, as_json: bool, path: str) -> None:
+    """Write the rules that run into FILE, by default the daemon's own file, so that it says what runs. Comments and all
+    that is the same stay as they are; so do settings.
+
+    \b
+    Example: mcrelay add 239.1.1.1:5000%eth0 239.2.2.2:6000%eth1 && mcrelay save
+    """
+    from mcrelay import config_text  # what it imports takes long
+
+    with Client(path) as client:
+        file = file or _own_file(client)
+        running = _rules(client)[1]
+    change = config_text.save(file, running)
+    if as_json:
+        click.echo(json_text({"file": file, **_facts(change)}, indent=2))
+    else:
+        click.echo(f"{file}: {change.summary()}")
+
+
+def _own_file(client: Client) -> str:
+    config = client.status().config
+    if config is None:
+        raise UsageError("the daemon was started without a configuration file", "give the name of one")
+    return config
+
+
+def _wanted(client: Client, file: str | None) -> tuple[tuple[Rule, ...], list[str]]:
+    """The rules of the file, and what it says that only a restart would bring into force."""
+    status = client.status()
+    found = load(file or _own_file(client))
+    return found.rules, found.settings.changes_at_start(status.settings)
+
+
+def _rules(client: Client) -> tuple[int, list[Rule]]:
+    listing = client.listing()
+    return listing.generation, [parse_rule(rule.input, rule.outputs, rule.name) for rule in listing.rules]
+
+
+def _difference(client: Client, wanted: Iterable[Rule]) -> tuple[int, Difference]:
+    generation, running = _rules(client)
+    return generation, difference(running, wanted)
+
+
+def _apply(client: Client, wanted: tuple[Rule, ...]) -> Difference:
+    for _ in range(TRIES):
+        generation, change = _difference(client, wanted)
+        try:
+            if change:
+                client.change(
+                    [(str(rule.input), tuple(map(str, rule.outputs)), rule.name) for rule in change.adds],
+                    [rule.id for rule in change.removes],
+                    expect=generation,
+                )
+        except Error as error:
+            if error.code != Conflict.code:
+                raise
+        else:
+            return change
+    raise Conflict("others change the rules all the time", "try again")
+
+
+def _facts(change: Difference) -> dict[str, list[dict[str, object]]]:
+    def texts(rules: Iterable[Rule]) -> list[dict[str, object]]:
+        return [
+            {"name": rule.name, "input": str(rule.input), "outputs": [str(output) for output in rule.outputs]}
+            for rule in rules
+        ]
+
+    before, after = (texts(rules) for rules in zip(*change.changed, strict=True)) if change.changed else ([], [])
+    changed: list[dict[str, object]] = [{"before": b, "after": a} for b, a in zip(before, after, strict=True)]
+    return {"added": texts(change.added), "removed": texts(change.removed), "changed": changed}
+
+
+def _print(lines: Iterable[str]) -> None:
+    """Red what goes, green what comes; click leaves colours out where there is no terminal."""
+    colours = {"-": "red", "+": "green"}
+    for line in lines:
+        click.secho(line, fg=colours.get(line[0]))
+
+
+def _print_waiting(waiting: list[str]) -> None:
+    if waiting:
+        click.echo(f"only after a restart: {', '.join(waiting)}", err=True)

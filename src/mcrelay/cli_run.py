@@ -1,0 +1,178 @@
+"""mcrelay run: what the daemon is started with.
+
+Owns the options, and which of them and of the configuration file's settings counts. service.py does the rest.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+import click
+import msgspec
+
+from mcrelay.config import Configuration
+from mcrelay.errors import UsageError
+from mcrelay.limits import LATENCY_BUDGET_US_DEFAULT, LATENCY_BUDGET_US_MAX, RING_MEMORY_DEFAULT, WORKERS_MAX
+from mcrelay.options import Options
+from mcrelay.places import SYSTEM_SOCKET, VARIABLE, user_socket
+from mcrelay.rootless import check_cores, check_ring
+from mcrelay.settings import RING_MIB_MAX, DaemonSection, Settings
+
+# Options by the names that the file has for them; those that are not given have no value.
+SWITCHES: Final = ("rootless", "busy_poll")
+
+
+@click.command()
+@click.option(
+    "--config", metavar="FILE", help="Settings and rules; /etc/mcrelay/mcrelay.toml is where a service has it."
+)
+@click.option(
+    "--socket",
+    envvar=VARIABLE,
+    show_default=f"{SYSTEM_SOCKET}, rootless in $XDG_RUNTIME_DIR/mcrelay or /tmp/mcrelay-UID",
+    metavar="PATH",
+    help="The daemon's socket.",
+)
+@click.option(
+    "--rootless",
+    is_flag=True,
+    help="Use no privilege: ordinary UDP sockets, which get only what this host's kernel accepts.",
+)
+@click.option("--workers", type=int, metavar="N", help="Data plane workers, one per core [default: all cores].")
+@click.option("--cores", metavar="LIST", help="The cores for them, for example 0,2-3.")
+@click.option("--user", metavar="NAME", help="Who workers run as [default: mcrelay if it exists, else nobody].")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "uring", "reference"]),
+    show_default="auto",
+    help="What moves the packets; auto is uring, or reference with a warning where uring cannot run.",
+)
+@click.option(
+    "--ingress",
+    type=click.Choice(["ring", "recv"]),
+    show_default="ring",
+    help="How packets come in: from a ring shared with the kernel, or by io_uring receives.",
+)
+@click.option(
+    "--ring-mib",
+    type=click.IntRange(1, RING_MIB_MAX),
+    show_default=str(RING_MEMORY_DEFAULT // 2**20),
+    metavar="N",
+    help="MiB of kernel memory for each ring: one per worker and ingress interface.",
+)
+@click.option(
+    "--latency-budget-us",
+    type=click.IntRange(0, LATENCY_BUDGET_US_MAX),
+    show_default=str(LATENCY_BUDGET_US_DEFAULT),
+    metavar="N",
+    help="How long a packet may wait for others at high rates, which then cost less together; 0: none waits.",
+)
+@click.option("--busy-poll", is_flag=True, help="Never sleep: a whole core per worker for the lowest latency.")
+@click.option(
+    "--no-restore",
+    is_flag=True,
+    help="Start without the rules that the last daemon on this socket had; they are kept in SOCKET.state.old.",
+)
+@click.option("--debug", is_flag=True, help="Log more, and report whatever blocks an event loop.")
+def run(config: str | None, no_restore: bool, debug: bool, **given: Any) -> None:
+    """Run the daemon in the foreground, until SIGTERM or Ctrl-C. Needs root, or CAP_NET_RAW and CAP_NET_ADMIN.
+
+    With --config it has the rules of that file, and of conf.d/*.toml beside it, and no others; SIGHUP reads them again.
+    An option that is given here counts more than the file's setting of that name.
+
+    With --rootless it needs nothing and can do less: one worker; inputs of one address and port from 1024 on; no
+    packets whose source this host has no route back to, where net.ipv4.conf.*.rp_filter is set; none that the firewall
+    drops; no outputs that keep a source or set its port. docs/rootless.md has the whole of it.
+
+    \b
+    Examples: sudo mcrelay run --cores 2-3
+              sudo mcrelay run --config /etc/mcrelay/mcrelay.toml
+              mcrelay run --rootless
+    """
+    from mcrelay import config_files, service
+
+    loaded = Configuration(Settings(), ()) if config is None else config_files.load(config)
+    service.run(make_options(loaded.settings, config, given, restore=False if no_restore else None, debug=debug))
+
+
+def make_options(
+    settings: Settings, config: str | None, given: dict[str, Any], *, restore: bool | None, debug: bool
+) -> Options:
+    """`given` are the command line's, by the names of the file's settings; those that are not given are None or, of
+    switches, False. UsageError if they, or they and the file, do not go together or with this machine."""
+    chosen = {
+        key: value for key, value in given.items() if value is not None and not (key in SWITCHES and value is False)
+    }
+    if {"workers", "cores"} & chosen.keys():  # either says what the other would
+        chosen = {"workers": None, "cores": None, **chosen}
+    daemon = msgspec.structs.replace(settings.daemon, **chosen)
+    if restore is not None:
+        daemon = msgspec.structs.replace(daemon, restore=restore)
+    if daemon.rootless:
+        check_cores(daemon.workers, daemon.cores)
+        check_ring(is_given=daemon.ring_mib != DaemonSection().ring_mib or "ring_mib" in chosen)
+        if daemon.cores is None:
+            daemon = msgspec.structs.replace(daemon, workers=1)
+    cores = _choose_cores(daemon.workers, daemon.cores)
+    if unknown := [number for number in settings.worker if int(number) >= len(cores)]:
+        raise UsageError(
+            f"{config}: [worker.{unknown[0]}]: there are workers 0 to {len(cores) - 1}",
+            "remove it, or have more workers",
+        )
+    return Options(
+        socket=daemon.socket if daemon.socket is not None else user_socket() if daemon.rootless else SYSTEM_SOCKET,
+        cores=cores,
+        user=daemon.user,
+        engine=daemon.engine,
+        ingress=daemon.ingress,
+        ring_memory=daemon.ring_mib * 2**20,
+        latency_budget_us=daemon.latency_budget_us,
+        busy_poll=daemon.busy_poll,
+        debug=debug,
+        restore=daemon.restore,
+        rootless=daemon.rootless,
+        config=None if config is None else os.path.abspath(config),
+        settings=settings,
+    )
+
+
+def _choose_cores(workers: int | None, cores: str | None) -> tuple[int, ...]:
+    available = sorted(os.sched_getaffinity(0))
+    if cores is not None:
+        chosen = _parse_cores(cores)
+        if unavailable := [core for core in chosen if core not in available]:
+            raise UsageError(
+                f"--cores {cores}: core {unavailable[0]} is not there for us",
+                f"use some of {','.join(map(str, available))}",
+            )
+        if workers is not None and workers != len(chosen):
+            raise UsageError(
+                f"--workers {workers} and --cores {cores} disagree",
+                "there is one worker per core: give one of them",
+            )
+    else:
+        if workers is not None and not 1 <= workers <= len(available):
+            raise UsageError(
+                f"--workers {workers}: there is one worker per core",
+                f"use a number from 1 to {len(available)}",
+            )
+        chosen = available[: workers or WORKERS_MAX]
+    if len(chosen) > WORKERS_MAX:
+        raise UsageError(f"{len(chosen)} workers are too many", f"use at most {WORKERS_MAX}")
+    return tuple(chosen)
+
+
+def _parse_cores(text: str) -> list[int]:
+    chosen: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not (first.isascii() and first.isdigit()) or (dash and not (last.isascii() and last.isdigit())):
+            raise UsageError(f"--cores {text!r} is not a list of cores", "write, for example, 0,2-3")
+        begin, end = int(first), int(last or first)
+        if end < begin or end > 4095:
+            raise UsageError(f"--cores {text!r} is not a list of cores", "write, for example, 0,2-3")
+        chosen += range(begin, end + 1)
+    if len(set(chosen)) != len(chosen):
+        raise UsageError(f"--cores {text!r} names a core twice", "one worker per core")
+    return chosen

@@ -1,0 +1,343 @@
+"""Configuration: TOML texts read into settings and rules, and what is wrong with them, file and line.
+
+A configuration is a file and its drop-ins, conf.d/*.toml beside it, in the order of their names. Settings of a later
+one replace those of an earlier one, key by key; rules add up. Every problem that can be told without the host it is
+meant for is found at once, and each says where it is and what would be right. Pure: config_files.py has the files.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from mcrelay.cycles import check_no_cycle
+from mcrelay.errors import Error, RuleError
+from mcrelay.limits import RULES_MAX
+from mcrelay.rules import Rule, RuleSet, shown
+from mcrelay.ruletext import parse_rule
+from mcrelay.settings import InterfaceSection, RuleSection, Section, Settings, WorkerSection
+
+Path = tuple[str | int, ...]  # of a value in a document: keys, and positions in lists
+S = TypeVar("S")
+
+PROBLEMS_MAX: Final = 50  # that are told at once
+
+BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
+TABLE: Final = re.compile(r"\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
+KEY: Final = re.compile(
+    r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*="""
+)
+KEY_PART: Final = re.compile(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""")
+UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<key>.*)`")
+MISSING: Final = re.compile(r"Object missing required field `(?P<key>.*)`")
+STEP: Final = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
+WORDS: Final = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text in quotes",
+    "bool": "true or false",
+    "object": "a table",
+    "array": "a list",
+}
+# What is a section of its own in a table of many.
+BY_NAME: Final[Mapping[str, type[Section]]] = {"interface": InterfaceSection, "worker": WorkerSection}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong at a place of a file."""
+
+    file: str
+    line: int | None
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        return f"{place}: {self.what}; {self.remedy}"
+
+
+class ConfigError(Error):
+    """All that is wrong with a configuration; the message has the first."""
+
+    code = "config"
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        first, *others = problems
+        more = f" (and {len(others)} more: 'mcrelay check' shows them)" if others else ""
+        place = first.file if first.line is None else f"{first.file}:{first.line}"
+        super().__init__(f"{place}: {first.what}", f"{first.remedy}{more}")
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What the files say together."""
+
+    settings: Settings
+    rules: tuple[Rule, ...]
+
+
+def read(files: Iterable[tuple[str, bytes]]) -> Configuration:
+    """Of files, as their names and contents, the main one first. ConfigError with everything that is wrong."""
+    documents = [_Document(name, content) for name, content in files]
+    problems: list[Problem] = []
+    for document in documents:
+        problems += document.problems
+    rules = _rules(documents, problems)
+    if problems:
+        order = [document.name for document in documents]
+        problems.sort(key=lambda problem: (order.index(problem.file), problem.line or 0))
+        raise ConfigError(problems[:PROBLEMS_MAX])
+    merged: dict[str, Any] = {}
+    for document in documents:
+        _merge(merged, document.values)
+    settings = msgspec.convert(merged, Settings)
+    if settings.daemon.workers is not None and settings.daemon.cores is not None:
+        last = next(d for d in reversed(documents) if {"workers", "cores"} & d.values.get("daemon", {}).keys())
+        key = "cores" if "cores" in last.values["daemon"] else "workers"
+        raise ConfigError([last.problem(("daemon", key), "daemon.workers and daemon.cores are both given", "keep one")])
+    return Configuration(settings, rules)
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _merge(into.setdefault(key, {}), value)
+        elif key == "rule":
+            into[key] = [*into.get(key, []), *value]
+        else:
+            into[key] = value
+
+
+def _rules(documents: Iterable[_Document], problems: list[Problem]) -> tuple[Rule, ...]:
+    found = RuleSet()
+    places: dict[str, tuple[_Document, int]] = {}
+    for document in documents:
+        for index, section in document.rules:
+            if len(problems) >= PROBLEMS_MAX:
+                break
+            try:
+                rule = parse_rule(section.input, section.outputs, section.name)
+                for other in (found.with_input(rule.id), found.with_name(rule.name)):
+                    if other:
+                        raise _said_twice(rule, other, *places[other.id])
+                if len(found) == RULES_MAX:
+                    raise RuleError("there are too many rules", f"at most {RULES_MAX} are possible")
+            except RuleError as error:
+                problems.append(document.rule_problem(index, section, error))
+            else:
+                found.add(rule)
+                places[rule.id] = document, index
+    if not problems and (cycle := _cycle(found)):
+        rule, why = cycle
+        document, index = places[rule.id]
+        problems.append(document.problem(("rule", index), why.message, why.hint))
+    return tuple(found)
+
+
+def _cycle(rules: RuleSet) -> tuple[Rule, RuleError] | None:
+    """A rule that is part of one, and what is wrong. What the host hears of what it sends, only the host can tell."""
+
+    def check(some: Iterable[Rule]) -> RuleError | None:
+        try:
+            check_no_cycle(some, rules.fed_by, lambda _target: ())
+        except RuleError as error:
+            return error
+        return None
+
+    if check(rules) is None:
+        return None
+    return next((rule, error) for rule in rules if (error := check([rule])))
+
+
+def _said_twice(rule: Rule, other: Rule, document: _Document, index: int) -> RuleError:
+    what = f"input '{rule.input}'" if rule.id == other.id else f"the name {rule.name!r}"
+    line = document.line(("rule", index))
+    return RuleError(f"{what} is also that of the rule at {document.name}:{line}", "keep one, or choose another")
+
+
+def rule_tables(content: bytes) -> list[range]:
+    """The lines, from 1 on, of each [[rule]] of a file without problems, up to its last key: comments and empty lines
+    behind that belong to what follows."""
+    document = _Document("", content)
+    tables = [place for place in document.places if place.is_table]
+    ends = [*(place.line for place in tables[1:]), len(document.lines) + 1]
+    found = []
+    for place, end in zip(tables, ends, strict=False):
+        if place.path[0] == "rule":
+            while end > place.line + 1 and document.lines[end - 2].lstrip()[:1] in ("", "#"):
+                end -= 1
+            found.append(range(place.line, end))
+    return found
+
+
+class _Place(NamedTuple):
+    line: int
+    path: Path
+    is_table: bool
+
+
+class _Document:
+    """One file: its values, which are as they should be if it has no problems, and where they stand."""
+
+    def __init__(self, name: str, content: bytes) -> None:
+        self.name = name
+        self.values: dict[str, Any] = {}
+        self.rules: list[tuple[int, RuleSection]] = []  # with their position
+        self.problems: list[Problem] = []
+        self.lines: list[str] = []
+        try:
+            text = content.decode()
+            self.lines = text.split("\n")
+            self.values = tomllib.loads(text)
+        except UnicodeDecodeError as error:
+            line = content[: error.start].count(b"\n") + 1
+            self.problems.append(Problem(name, line, "this is not UTF-8", "save the file as UTF-8 text"))
+        except tomllib.TOMLDecodeError as error:
+            self.problems.append(self._syntax(str(error)))
+        except RecursionError:
+            self.problems.append(Problem(name, None, "it is nested too deeply", "see mcrelay.toml(5)"))
+        self._check()
+
+    def problem(self, path: Path, what: str, remedy: str) -> Problem:
+        return Problem(self.name, self.line(path), what, remedy)
+
+    def _syntax(self, why: str) -> Problem:
+        at = re.search(r" \(at line (\d+), column \d+\)$", why)
+        line = int(at[1]) if at else len(self.lines)
+        what = why[: at.start()] if at else why.removesuffix(" (at end of document)")
+        return Problem(self.name, line, f"this is not TOML: {what[:1].lower()}{what[1:]}", "see mcrelay.toml(5)")
+
+    def _check(self) -> None:
+        for key, value in self.values.items():
+            if len(self.problems) >= PROBLEMS_MAX:
+                return
+            if key in BY_NAME and isinstance(value, dict):
+                for name, section in value.items():
+                    self._convert(section, BY_NAME[key], (key, name))
+                if key == "worker":
+                    self._check_numbers(value)
+            elif key == "rule" and isinstance(value, list):
+                for index, section in enumerate(value):
+                    if len(self.problems) >= PROBLEMS_MAX:
+                        return
+                    rule = self._convert(section, RuleSection, (key, index))
+                    if rule is not None:
+                        self.rules.append((index, rule))
+            else:
+                self._convert({key: value}, Settings, ())
+
+    def _check_numbers(self, workers: Iterable[str]) -> None:
+        for number in workers:
+            if not re.fullmatch("[0-9]{1,3}", number):
+                what = f"there is no worker {shown(number)}"
+                self.problems.append(self.problem(("worker", number), what, "workers have numbers, from 0 on"))
+
+    def _convert(self, value: Any, into: type[S], path: Path) -> S | None:
+        """None if it is not of that type, and a problem more."""
+        try:
+            return msgspec.convert(value, into)
+        except msgspec.ValidationError as error:
+            self.problems.append(self._explain(str(error), path))
+            return None
+
+    def _explain(self, why: str, path: Path) -> Problem:
+        """The library's complaint in the words of the file."""
+        what, _at, where = why.partition(" - at `")
+        steps = [key or number for key, number in STEP.findall(where.removesuffix("`"))]
+        full = (*path, *(int(step) if step.isdigit() else step for step in steps if step != "..."))
+        if found := UNKNOWN.match(what):
+            key = found["key"]
+            known = _keys(full)
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
+            return self.problem((*full, key), f"unknown key {shown(key)}{_in(full)}", hint)
+        if found := MISSING.match(what):
+            return self.problem(full, f"there is no {found['key']!r}{_in(full)}", "add it; see mcrelay.toml(5)")
+        what = re.sub(r"`([a-z |]+)`", lambda m: _in_words(m[1].split(" | ")), what)
+        what = f"{what[:1].lower()}{what[1:]}".replace("`", "")
+        return self.problem(full, f"{_spell(full)}: {what}", "see mcrelay.toml(5)")
+
+    def rule_problem(self, index: int, section: RuleSection, error: RuleError) -> Problem:
+        """At the text that the error quotes, if it does."""
+        path: Path = ("rule", index)
+        if repr(section.input) in error.message:
+            path = (*path, "input")
+        else:
+            for text in section.outputs:
+                if repr(text) in error.message:
+                    line = self.line((*path, "output"))
+                    offset = next((n for n, one in enumerate(self.lines[line - 1 :]) if text in one), 0)
+                    return Problem(self.name, line + offset, error.message, error.hint)
+        return self.problem(path, error.message, error.hint)
+
+    def line(self, path: Path) -> int:
+        """Where the value stands, or the nearest thing around it that can be found; from 1 on."""
+        best, depth = 1, 0
+        for place in self.places:
+            length = len(place.path)
+            if length > depth and path[:length] == place.path:
+                best, depth = place.line, length
+        return best
+
+    @cached_property
+    def places(self) -> list[_Place]:
+        """What begins where. Good for files as people write them: what stands in a text of several lines is taken for
+        what it looks like."""
+        found: list[_Place] = []
+        table: Path = ()
+        counts: Counter[Path] = Counter()
+        for number, line in enumerate(self.lines, 1):
+            if header := TABLE.match(line):
+                table = _names(header[2])
+                if header[1] == "[[":
+                    counts[table] += 1
+                    table = (*table, counts[table] - 1)
+                found.append(_Place(number, table, is_table=True))
+            elif key := KEY.match(line):
+                found.append(_Place(number, (*table, *_names(key[1])), is_table=False))
+        return found
+
+
+def _names(dotted: str) -> Path:
+    return tuple(part.strip("\"'") for part in KEY_PART.findall(dotted))
+
+
+def _keys(path: Path) -> list[str]:
+    """The keys that are known there."""
+    match path:
+        case ():
+            section: type[Section] = Settings
+        case ("rule", _):
+            section = RuleSection
+        case (("interface" | "worker") as table, _):
+            section = BY_NAME[str(table)]
+        case _:
+            section = type(getattr(Settings(), str(path[0])))
+    return list(section.__struct_fields__)
+
+
+def _in_words(types: Iterable[str]) -> str:
+    """A key that may be left out is never null in TOML."""
+    return " or ".join(WORDS.get(name, name) for name in types if name != "null")
+
+
+def _spell(path: Path) -> str:
+    """As one writes it in TOML."""
+    keys = map(str, (path[0], *path[2:]) if path[0] == "rule" else path)
+    return ".".join(key if BARE_KEY.fullmatch(key) else f'"{key}"' for key in keys)
+
+
+def _in(path: Path) -> str:
+    if not path:
+        return ""
+    return f" in [[{path[0]}]]" if path[0] == "rule" else f" in [{_spell(path)}]"

@@ -1,0 +1,111 @@
+"""The files of a configuration: found, opened, read.
+
+Owns which files belong together, and whether they are to be trusted. What is in them is config.py's. The supervisor
+opens them and hands the descriptors on: it does not read them once it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from mcrelay.config import Configuration, read
+from mcrelay.errors import Error
+from mcrelay.limits import FILES_MAX
+
+SYSTEM_FILE: Final = "/etc/mcrelay/mcrelay.toml"
+DROP_INS: Final = "conf.d"
+SIZE_MAX: Final = 8 * 1024 * 1024  # bytes of one
+
+
+class FileError(Error):
+    """A file that cannot be had."""
+
+    code = "config"
+
+
+def names(path: str) -> list[str]:
+    """The file and its drop-ins, in their order. FileError if there are too many."""
+    directory = Path(path).parent / DROP_INS
+    try:
+        drop_ins = sorted(str(entry) for entry in directory.iterdir() if _is_drop_in(entry.name))
+    except (FileNotFoundError, NotADirectoryError):
+        drop_ins = []
+    except OSError as error:
+        raise FileError(f"cannot read {directory}: {error.strerror}", "check its owner and mode") from None
+    if len(drop_ins) >= FILES_MAX:
+        raise FileError(f"{directory} has {len(drop_ins)} files", f"at most {FILES_MAX - 1} are possible")
+    return [path, *drop_ins]
+
+
+def _is_drop_in(name: str) -> bool:
+    return name.endswith(".toml") and not name.startswith(".")
+
+
+def open_files(path: str) -> list[tuple[str, int]]:
+    """Names and descriptors, which are the caller's. FileError if one is not to be had, or not to be trusted."""
+    opened: list[tuple[str, int]] = []
+    try:
+        for name in names(path):
+            opened.append((name, _open(name)))
+    except BaseException:
+        for _name, descriptor in opened:
+            os.close(descriptor)
+        raise
+    return opened
+
+
+def _open(name: str) -> int:
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise FileError(f"cannot read {name}: {error.strerror}", "check its name, owner and mode") from None
+    facts = os.fstat(descriptor)
+    try:
+        if not stat.S_ISREG(facts.st_mode):
+            raise FileError(f"{name} is not a file", "give the name of a TOML file")
+        if os.geteuid() == 0 and (facts.st_uid != 0 or facts.st_mode & stat.S_IWOTH):
+            # It says who the daemon runs as, and what it relays.
+            raise FileError(f"{name} could be written by others than root", f"chown root {name}; chmod o-w {name}")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_opened(opened: Sequence[tuple[str, int]]) -> list[tuple[str, bytes]]:
+    """What they hold, by name; the descriptors stay the caller's. FileError if one cannot be read or is too long."""
+    return [(name, _content(name, descriptor)) for name, descriptor in opened]
+
+
+def _content(name: str, descriptor: int) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    while size <= SIZE_MAX:
+        try:
+            piece = os.read(descriptor, 1024 * 1024)
+        except OSError as error:
+            raise FileError(f"cannot read {name}: {error.strerror}", "check the file") from None
+        if not piece:
+            return b"".join(pieces)
+        pieces.append(piece)
+        size += len(piece)
+    raise FileError(f"{name} is longer than {SIZE_MAX // 2**20} MiB", "spread it over several files in conf.d")
+
+
+def load(path: str) -> Configuration:
+    """What the file and its drop-ins say. FileError, or ConfigError with all that is wrong."""
+    return read(read_files(path))
+
+
+def read_files(path: str) -> list[tuple[str, bytes]]:
+    """Names and contents. FileError."""
+    opened = open_files(path)
+    try:
+        return read_opened(opened)
+    finally:
+        for _name, descriptor in opened:
+            os.close(descriptor)

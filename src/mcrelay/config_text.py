@@ -1,0 +1,141 @@
+"""Saving: rules written into the files of a configuration, which keep everything else.
+
+Owns where a rule goes: one that a file has already is changed in its place, one that no file has goes to the end of the
+main file, one that does not run any more is taken out. All files are ready before the first one is replaced, and each
+is replaced at once, so that a reader finds it as it was or as it is to be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Container, Iterable
+from typing import Any, Final
+
+import tomlkit
+from tomlkit.items import AoT, Table
+
+from mcrelay import config_files
+from mcrelay.config import read, rule_tables
+from mcrelay.declared import Difference, difference
+from mcrelay.errors import Error, SystemRefusal
+from mcrelay.rules import Rule
+from mcrelay.ruletext import parse_input
+
+NEW_MODE: Final = 0o644
+
+
+def save(path: str, running: Iterable[Rule]) -> Difference:
+    """Have the files say what runs; what changed in them. A file that does not exist is made. ConfigError or FileError
+    if they are not as they should be, SystemRefusal if they cannot be written; nothing has changed then."""
+    running = list(running)
+    files = config_files.read_files(path) if os.path.exists(path) else [(path, b"")]
+    change = difference(read(files).rules, running)
+    if not change:
+        return change
+    saved = [(name, content, _edit(content, change, add=name == path)) for name, content in files]
+    after = read((name, text) for name, _content, text in saved)
+    if difference(after.rules, running):
+        raise Error(f"{path} is written in a way that cannot be changed", "write its rules as [[rule]] tables")
+    _replace([(name, text) for name, content, text in saved if text != content])
+    return change
+
+
+def _edit(content: bytes, change: Difference, *, add: bool) -> bytes:
+    gone = {rule.id for rule in change.removed}
+    changed = {after.id: after for _before, after in change.changed}
+    document = tomlkit.parse(_without(gone, content))
+    for table in _tables(document):
+        if rule := changed.get(_id(table)):
+            _set(table, rule)
+    if add:
+        for rule in change.added:
+            table = tomlkit.table()
+            _set(table, rule)
+            _append(document, table)
+    return tomlkit.dumps(document).encode()
+
+
+def _without(gone: Container[str], content: bytes) -> str:
+    """The text without the tables of these rules. The library would take the comments behind them, too."""
+    text = content.decode()
+    ids = [_id(table) for table in _tables(tomlkit.parse(text))]
+    lines = rule_tables(content)
+    dropped = {line for rule_id, table in zip(ids, lines, strict=False) if rule_id in gone for line in table}
+    return "".join(line for number, line in enumerate(text.splitlines(keepends=True), 1) if number not in dropped)
+
+
+def _tables(document: tomlkit.TOMLDocument) -> Iterable[Table]:
+    rules = document.get("rule")
+    if isinstance(rules, AoT):
+        return rules
+    if rules:
+        raise Error("the rules are not written as [[rule]] tables", "write them so, or change the file by hand")
+    return ()
+
+
+def _id(table: Table) -> str:
+    return Rule(parse_input(str(table["input"])), ()).id
+
+
+def _append(document: tomlkit.TOMLDocument, table: Table) -> None:
+    if "rule" not in document:
+        document["rule"] = tomlkit.aot()
+    rules: Any = document["rule"]
+    rules.append(table)
+
+
+def _set(table: Table, rule: Rule) -> None:
+    """What differs; the rest keeps its way of being written."""
+    if rule.name is not None and str(table.get("name")) != rule.name:
+        table["name"] = rule.name
+    elif rule.name is None and "name" in table:
+        del table["name"]
+    if "input" not in table:
+        table["input"] = str(rule.input)
+    outputs = [str(output) for output in rule.outputs]
+    if len(outputs) == 1:
+        table["output"] = outputs[0]
+        return
+    listed = tomlkit.array()
+    listed.extend(outputs)
+    table["output"] = listed.multiline(multiline=True)
+
+
+def _replace(files: Iterable[tuple[str, bytes]]) -> None:
+    """Write all, then put each in its place. SystemRefusal if one cannot be written."""
+    with contextlib.ExitStack() as unfinished:
+        ready = []
+        for name, content in files:
+            try:
+                ready.append((name, _write_beside(name, content, unfinished)))
+            except OSError as error:
+                raise SystemRefusal(
+                    f"cannot write {name}: {error.strerror}", "check its owner, mode and disk"
+                ) from None
+        for name, written in ready:
+            os.replace(written, name)
+
+
+def _write_beside(name: str, content: bytes, unfinished: contextlib.ExitStack) -> str:
+    """A new file with the owner and mode of the one that it is to replace, on the disk."""
+    descriptor, written = tempfile.mkstemp(prefix=".", suffix=".new", dir=os.path.dirname(name) or ".")
+    unfinished.callback(_remove, written)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+        try:
+            facts = os.stat(name)
+        except FileNotFoundError:
+            os.fchmod(descriptor, NEW_MODE)
+        else:
+            os.fchown(descriptor, facts.st_uid, facts.st_gid)
+            os.fchmod(descriptor, facts.st_mode & 0o7777)
+        file.flush()
+        os.fsync(descriptor)
+    return written
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

@@ -1,0 +1,63 @@
+"""Reloads: the configuration file, read again while the daemon runs.
+
+Owns when that happens, and who is told how it went. The supervisor opens the files, since others may not; the control
+plane reads them and asks for what follows from them, as it does for a client (control.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from mcrelay.children import Child
+from mcrelay.config_files import open_files
+from mcrelay.errors import Error
+from mcrelay.messages import Configure
+from mcrelay.report import Report
+
+log = logging.getLogger(__name__)
+
+CONFIGURE_S: Final = 20.0  # to read and apply files of thousands of rules
+
+
+class Reloads:
+    """Of the file `config`, if there is one."""
+
+    def __init__(self, config: str | None, control: Child, report: Report) -> None:
+        self._config = config
+        self._control = control
+        self._report = report
+        self._turn = asyncio.Lock()
+
+    async def begin(self) -> None:
+        """Have the rules of the file. Error, and nothing has changed, if that cannot be."""
+        if self._config is not None:
+            await self._configure(self._config, rules=True)
+
+    async def reload(self) -> None:
+        """Have the rules that the file has now, or go on as before and say why."""
+        if self._config is None:
+            log.warning("SIGHUP: there is no file to read again; start with --config FILE")
+            return
+        with self._report.reloading():
+            try:
+                await self._configure(self._config, rules=True)
+            except Error as error:
+                log.error("the configuration stays as it is: %s", error.message)
+
+    async def inform(self) -> None:
+        """A new control plane does not know what the file has come to say."""
+        if self._config is not None:
+            try:
+                await self._configure(self._config, rules=False)
+            except Error as error:
+                log.warning("the control plane goes on with the settings of the start: %s", error.message)
+
+    async def _configure(self, config: str, *, rules: bool) -> None:
+        async with self._turn:
+            opened = await asyncio.to_thread(open_files, config)
+            ticket = self._control.ticket()
+            message = Configure(ticket=ticket, files=tuple(name for name, _fd in opened), rules=rules)
+            descriptors = [descriptor for _name, descriptor in opened]
+            await self._control.command(ticket, (message, descriptors), patience_s=CONFIGURE_S, give=True)

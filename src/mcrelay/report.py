@@ -1,0 +1,76 @@
+"""The report: what the service manager is told of a daemon's state, and when.
+
+Owns the order of sd_notify(3)'s messages: readiness, reloads, the end, a status line for 'systemctl status', and signs
+of life as often as the manager wants them (WatchdogSec=). They come from the supervisor's event loop, so a loop that
+hangs is noticed; whether workers hang is the supervisor's to notice. Without a service manager, nothing happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from mcrelay import notify
+
+STATUS_S: Final = 1.0  # at most one status line in so long
+
+
+class Report:
+    """`status` says how things stand, in a line."""
+
+    def __init__(self, status: Callable[[], str]) -> None:
+        self._status = status
+        self._said = ""
+        self._is_due = False
+        self._loop = asyncio.get_running_loop()
+
+    def ready(self) -> None:
+        """The daemon relays. From now on, signs of life."""
+        self._said = self._status()
+        _tell(f"READY=1\nSTATUS={self._said}")
+        with contextlib.suppress(ValueError):
+            # WATCHDOG_PID is not compared: after an upgrade the main process is another one.
+            if interval_us := int(os.environ.get("WATCHDOG_USEC", "0")):
+                self._live(interval_us / 2e6)
+
+    def _live(self, interval_s: float) -> None:
+        _tell("WATCHDOG=1")
+        self._loop.call_later(interval_s, self._live, interval_s)
+
+    def changed(self) -> None:
+        """The status may be another: say so soon."""
+        if not self._is_due:
+            self._is_due = True
+            self._loop.call_later(STATUS_S, self._say)
+
+    def _say(self) -> None:
+        self._is_due = False
+        status = self._status()
+        if status != self._said:
+            self._said = status
+            _tell(f"STATUS={status}")
+
+    @contextlib.contextmanager
+    def reloading(self) -> Iterator[None]:
+        _tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            yield
+        finally:
+            self._said = self._status()
+            _tell(f"READY=1\nSTATUS={self._said}")
+
+    def handed_over(self, pid: int) -> None:
+        """Another process goes on."""
+        _tell(f"MAINPID={pid}")
+
+    def stopping(self) -> None:
+        _tell("STOPPING=1\nSTATUS=stopping")
+
+
+def _tell(text: str) -> None:
+    with contextlib.suppress(OSError):  # a manager that does not listen is no reason not to relay
+        notify.notify(text)

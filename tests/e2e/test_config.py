@@ -1,0 +1,191 @@
+"""The configuration file of a running daemon: begun with, read again, compared, applied, saved.
+
+sender: eth0 -- in0 :relay: out0 -- eth0 :receiver
+                           out1 -- eth0 :receiver1
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from lab.daemon import PROGRAM, Daemon
+from lab.manager import Manager
+from lab.namespaces import wait_until
+from lab.topology import RelayLine
+from lab.traffic import ReceivePlan, SendPlan, start_receiver, start_sender
+from tests.e2e.conftest import StartDaemon
+
+INPUT: Final = "239.1.1.1:5000"
+OUTPUT: Final = "239.2.2.2:6000"
+TEXT: Final = f"""\
+# of a test
+[daemon]
+workers = 1
+
+[interface.in0]
+ring_mib = 2
+
+[worker.0]
+latency_budget_us = 0
+
+[[rule]]
+name = "feed"  # the one that is kept
+input = "{INPUT}%in0"
+output = "{OUTPUT}%out0"
+
+[[rule]]
+name = "spare"
+input = "239.1.1.2:5000%in0"
+output = "239.2.2.3:6000%out0"
+"""
+OTHER: Final = TEXT[TEXT.rindex("[[rule]]") :]
+NEW: Final = OTHER.replace("239.1.1.2", "239.1.1.3").replace("spare", "new")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mcrelay.toml"
+    path.write_text(TEXT)
+    return path
+
+
+def names(daemon: Daemon) -> list[str]:
+    return [rule["name"] for rule in daemon.json("list")["rules"]]
+
+
+def reload(daemon: Daemon, says: str) -> None:
+    before = daemon.log.count(says)
+    os.kill(daemon.pid, signal.SIGHUP)
+    wait_until(lambda: daemon.log.count(says) > before, 10, daemon.log)
+
+
+def test_a_daemon_has_the_rules_of_its_file_and_no_others(start: StartDaemon, file: Path) -> None:
+    daemon = start("--config", str(file))
+    assert names(daemon) == ["feed", "spare"]
+    with daemon.client() as client:
+        status = client.status()
+    assert (status.config, status.rules) == (str(file), 2)
+    assert status.settings.worker["0"].latency_budget_us == 0
+    assert daemon.run("diff").stdout == ""
+
+
+def test_reading_the_file_again_touches_only_what_differs(start: StartDaemon, line: RelayLine, file: Path) -> None:
+    daemon = start("--config", str(file))
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", idle_timeout_s=1))
+    sender = start_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=2000, duration_s=60))
+    wait_until(lambda: daemon.json("stats")["rules"][0]["packets"] > 0, 5)
+    file.write_text(TEXT.replace(OTHER, NEW))
+    reload(daemon, "1 added, 1 removed")
+    assert names(daemon) == ["feed", "new"]
+    sent = sender.stop().sent
+    assert receiver.result().received == sent  # nothing was lost on the way
+    assert daemon.json("stats")["rules"][0]["packets"] == sent
+
+
+def test_a_broken_file_changes_nothing_and_the_log_says_where_it_is_broken(start: StartDaemon, file: Path) -> None:
+    daemon = start("--config", str(file))
+    generation = daemon.json("list")["generation"]
+    file.write_text(TEXT.replace("latency_budget_us", "latency_budget_ms").replace(OTHER, NEW))
+    reload(daemon, f"{file}:9: unknown key 'latency_budget_ms' in [worker.0]; did you mean 'latency_budget_us'?")
+    file.unlink()
+    reload(daemon, f"cannot read {file}: No such file")
+    file.write_text(TEXT.replace("%out0", "%out0,source=keep,source=keep"))
+    reload(daemon, f"{file}:14: ")
+    assert (names(daemon), daemon.json("list")["generation"]) == (["feed", "spare"], generation)
+    file.write_text(TEXT.replace("workers = 1", "workers = 2"))
+    reload(daemon, "daemon.workers: changed in the file, and in force after a restart")
+
+
+def test_a_restart_goes_back_to_the_file_and_an_upgrade_does_not(start: StartDaemon, file: Path) -> None:
+    daemon = start("--config", str(file))
+    daemon.run("remove", "spare")
+    daemon.upgrade()
+    assert names(daemon) == ["feed"]
+    os.kill(daemon.pids()["control"], signal.SIGKILL)
+    wait_until(lambda: "control is back" in daemon.log, 10)
+    assert names(daemon) == ["feed"]
+    reload(daemon, "1 added")
+    assert names(daemon) == ["feed", "spare"]
+
+
+def test_what_runs_and_what_a_file_says_are_compared_applied_and_saved(start: StartDaemon, file: Path) -> None:
+    daemon = start("--config", str(file))
+    daemon.run("pause", "feed")
+    daemon.run("remove", "spare")
+    done = daemon.run("diff", check=False)
+    assert done.returncode == 1
+    assert "+ spare  239.1.1.2:5000%in0 -> 239.2.2.3:6000%out0" in done.stdout.splitlines()
+    assert f"-   -> {OUTPUT}%out0,paused" in done.stdout.splitlines()
+    assert "\x1b" not in done.stdout
+
+    other = file.with_name("other.toml")
+    other.write_text(TEXT.replace(OTHER, NEW))
+    would = daemon.run("apply", str(other), "--dry-run").stdout
+    assert "+ new" in would
+    assert names(daemon) == ["feed"]
+    applied = daemon.json("apply", str(other))
+    assert [rule["name"] for rule in applied["added"]] == ["new"]
+    assert [change["after"]["outputs"] for change in applied["changed"]] == [[f"{OUTPUT}%out0"]]
+    assert daemon.run("apply", str(other)).stdout == "nothing to change\n"
+    assert sorted(names(daemon)) == ["feed", "new"]
+
+    assert daemon.run("save").stdout == f"{file}: 1 added, 1 removed\n"
+    assert "# the one that is kept" in file.read_text()
+    assert daemon.run("diff").stdout == ""
+
+
+def test_wrong_files_are_refused_with_everything_that_is_wrong(start: StartDaemon, file: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text("[deamon]\n" + TEXT.replace(OUTPUT, "239.2.2.2"))
+    done = subprocess.run([PROGRAM, "check", str(wrong)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert [text.split(": ")[1] for text in done.stderr.splitlines()] == [f"{wrong}:1", f"{wrong}:15"]
+    done = subprocess.run([PROGRAM, "run", "--config", str(wrong)], capture_output=True, text=True, check=False)
+    assert done.returncode == 78
+    assert done.stderr.count("\n") == 1
+    assert "and 1 more" in done.stderr
+    assert subprocess.run([PROGRAM, "check", str(file)], check=False).returncode == 0
+    daemon = start()
+    done = daemon.run("apply", str(wrong), check=False)
+    assert done.returncode == 78
+    assert names(daemon) == []
+    for command in ("diff", "apply", "save"):
+        done = daemon.run(command, check=False)
+        assert (done.returncode, "without a configuration file" in done.stderr) == (64, True)
+    os.kill(daemon.pid, signal.SIGHUP)
+    daemon.wait_for_log("SIGHUP: there is no file to read again")
+
+
+def test_a_service_manager_is_told_how_things_stand(
+    line: RelayLine, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(Manager(tmp_path)) as manager:
+        monkeypatch.setenv("NOTIFY_SOCKET", manager.path)
+        monkeypatch.setenv("WATCHDOG_USEC", "400000")
+        with Daemon(line.relay, "--config", str(file)) as daemon:
+            wait_until(lambda: ["READY=1", "STATUS=2 rules, 1 of 1 workers ready"] in manager.said, 5)
+            wait_until(lambda: manager.said.count(["WATCHDOG=1"]) > 2, 5)
+            daemon.run("remove", "spare")
+            wait_until(lambda: ["STATUS=1 rules, 1 of 1 workers ready"] in manager.said, 5)
+            ready = manager.said.index(["READY=1", "STATUS=2 rules, 1 of 1 workers ready"])
+            file.write_text(TEXT.replace(OTHER, ""))
+            reload(daemon, "nothing to change")
+            wait_until(lambda: sum("READY=1" in said for said in manager.said[ready:]) == 2, 5)
+            (reloading,) = (said for said in manager.said if "RELOADING=1" in said)
+            assert reloading[1].startswith("MONOTONIC_USEC=")
+            os.kill(daemon.pid, signal.SIGSTOP)  # a supervisor that hangs gives no signs of life
+            try:
+                count = manager.said.count(["WATCHDOG=1"])
+                with pytest.raises(TimeoutError):
+                    wait_until(lambda: manager.said.count(["WATCHDOG=1"]) > count + 1, 1.2, "no sign of life")
+            finally:
+                os.kill(daemon.pid, signal.SIGCONT)
+            wait_until(lambda: manager.said.count(["WATCHDOG=1"]) > count + 1, 5)
+        wait_until(lambda: "STOPPING=1" in manager.said[-1], 5)

@@ -1,0 +1,264 @@
+"""Configuration files: what they mean together, and what is said of a wrong one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+import tomlkit
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcrelay import config_files
+from mcrelay.cli_run import make_options
+from mcrelay.config import PROBLEMS_MAX, ConfigError, Configuration, read, rule_tables
+from mcrelay.config_files import FileError
+from mcrelay.declared import difference
+from mcrelay.errors import UsageError
+from mcrelay.ruletext import parse_rule
+from mcrelay.settings import Settings, schema
+
+FEED = '[[rule]]\nname = "feed"\ninput = "239.1.1.1:5000%eth0"\noutput = "239.2.2.2:6000%eth1"\n'
+
+
+def read_texts(*texts: str) -> Configuration:
+    return read((f"{number}.toml", text.encode()) for number, text in enumerate(texts))
+
+
+def problems(*texts: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        read_texts(*texts)
+    assert caught.value.exit_code == 78
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_an_empty_file_says_nothing() -> None:
+    assert read_texts("# nothing\n") == Configuration(Settings(), ())
+
+
+def test_a_file_has_settings_and_rules() -> None:
+    found = read_texts(
+        '[daemon]\ncores = "0,2"\n[interface."vlan.7"]\nring_mib = 64\n[worker.1]\nbusy_poll = true\n' + FEED
+    )
+    assert found.settings.daemon.cores == "0,2"
+    assert found.settings.interface["vlan.7"].ring_mib == 64
+    assert found.settings.worker["1"].busy_poll
+    assert found.rules == (parse_rule("239.1.1.1:5000%eth0", ["239.2.2.2:6000%eth1"], "feed"),)
+
+
+def test_later_files_replace_settings_and_add_rules() -> None:
+    other = '[daemon]\nworkers = 3\n[log.levels]\nlinks = "debug"\n' + FEED.replace("239.1.1.1", "239.1.1.9").replace(
+        '"feed"', '"other"'
+    )
+    found = read_texts('[daemon]\nworkers = 2\nring_mib = 8\n[log.levels]\nclients = "error"\n' + FEED, other)
+    assert (found.settings.daemon.workers, found.settings.daemon.ring_mib) == (3, 8)
+    assert found.settings.log.levels == {"clients": "error", "links": "debug"}
+    assert [rule.name for rule in found.rules] == ["feed", "other"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("\n[daemon]\nwrokers = 1\n", "0.toml:3: unknown key 'wrokers' in [daemon]; did you mean 'workers'?"),
+        ("[deamon]\n", "0.toml:1: unknown key 'deamon'; did you mean 'daemon'?"),
+        ("zzz = 1\n", "known are: daemon, log, metrics, events, interface, worker, rule"),
+        ('[daemon]\nworkers = "2"\n', "0.toml:2: daemon.workers: expected a whole number, got a text in quotes"),
+        ("[daemon]\nworkers = 0\n", "0.toml:2: daemon.workers: expected a whole number >= 1"),
+        ("[daemon]\nengine = 'fast'\n", "0.toml:2: daemon.engine: invalid enum value 'fast'"),
+        ("[daemon]\nworkers = 1\ncores = '1'\n", "daemon.workers and daemon.cores are both given; keep one"),
+        (
+            "[interface.eth0]\nring_mb = 1\n",
+            "0.toml:2: unknown key 'ring_mb' in [interface.eth0]; did you mean 'ring_mib'?",
+        ),
+        ("[worker.x]\n", "0.toml:1: there is no worker 'x'; workers have numbers, from 0 on"),
+        ("[events]\nsilent_s = 0\n", "0.toml:2: events.silent_s: expected a number >= 1.0"),
+        ("daemon = 3\n", "0.toml:1: daemon: expected a table, got a whole number"),
+        ("[rule]\n", "0.toml:1: rule: expected a list, got a table"),
+        ("x = [1,\n", "0.toml:2: this is not TOML: "),
+        ("[daemon]\nworkers = 1\nworkers = 2\n", "0.toml:3: this is not TOML: cannot overwrite a value"),
+        ("a = '\xe4", "0.toml:1: this is not TOML"),
+        (FEED + "[[rule]]\n", "0.toml:5: there is no 'input' in [[rule]]; add it"),
+        (FEED.replace("name", "nmae"), "0.toml:2: unknown key 'nmae' in [[rule]]; did you mean 'name'?"),
+        (FEED.replace("239.1.1.1:", "239.1.1:"), "0.toml:3: input '239.1.1:5000%eth0': "),
+        (FEED.replace('"239.2.2.2:6000%eth1"', '[\n"239.2.2.3:1%eth1",\n "nonsense"]'), "0.toml:6: output 'nonsense'"),
+        (FEED.replace('"239.2.2.2:6000%eth1"', "7"), "0.toml:4: rule.output: expected"),
+        (FEED + FEED, "0.toml:7: input '239.1.1.1:5000%eth0' is also that of the rule at 0.toml:1"),
+        (
+            FEED + FEED.replace("239.1.1.1", "239.1.1.2"),
+            "0.toml:5: the name 'feed' is also that of the rule at 0.toml:1",
+        ),
+        (
+            FEED + '[[rule]]\ninput = "239.2.2.2:6000%eth1"\noutput = "239.1.1.1:5000%eth0"\n',
+            "0.toml:1: rule feed closes a cycle",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place_and_a_remedy(text: str, says: str) -> None:
+    (problem,) = problems(text)
+    assert says in problem
+    assert "; " in problem
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    found = problems("[daemon]\nworkers = 'x'\n" + FEED.replace("eth1", ""), "[log]\nlevel = 'loud'\n[x]\n")
+    assert [problem.split(": ")[0] for problem in found] == ["0.toml:2", "0.toml:6", "1.toml:2", "1.toml:3"]
+
+
+def test_not_more_is_said_than_people_read() -> None:
+    assert len(problems("[[rule]]\n" * 10_000)) == PROBLEMS_MAX
+
+
+def test_a_file_that_is_not_text() -> None:
+    with pytest.raises(ConfigError) as caught:
+        read([("x", b"[daemon]\n\xff\n")])
+    assert str(caught.value).startswith("x:2: this is not UTF-8")
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_configuration_or_refused(content: bytes) -> None:
+    with contextlib.suppress(ConfigError):
+        read([("x", content)])
+
+
+SHAPES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.floats(),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["daemon", "rule", "input", "output", "interface", "worker", "0", "log", "levels", "x.y"]),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*Settings.__struct_fields__, "x"]), SHAPES, max_size=3))
+def test_any_values_are_a_configuration_or_refused(values: dict[str, object]) -> None:
+    try:
+        text = tomlkit.dumps(values)
+    except Exception:  # no TOML has that
+        return
+    with contextlib.suppress(ConfigError):
+        read([("x", text.encode())])
+
+
+def test_the_lines_of_rules_end_with_their_last_key() -> None:
+    text = f"# a\n{FEED}# of what follows\n\n{FEED}\n# end\n[log]\n"
+    assert rule_tables(text.encode()) == [range(2, 6), range(8, 12)]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_drop_ins_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    main = tmp_path / "m.toml"
+    main.write_text("[daemon]\nworkers = 1\n")
+    (tmp_path / "conf.d").mkdir()
+    for name, workers in (("20.toml", 3), ("10.toml", 2), ("30.toml.off", 4), (".40.toml", 5)):
+        (tmp_path / "conf.d" / name).write_text(f"[daemon]\nworkers = {workers}\n")
+    assert config_files.load(str(main)).settings.daemon.workers == 3
+
+
+def test_files_that_cannot_be_had(tmp_path: Path) -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(FileError, match=r"cannot read .*: No such file"):
+        config_files.load(str(tmp_path / "none.toml"))
+    with pytest.raises(FileError, match="is not a file"):
+        config_files.load(str(tmp_path))
+    os.mkfifo(tmp_path / "fifo.toml")
+    with pytest.raises(FileError, match="is not a file"):
+        config_files.load(str(tmp_path / "fifo.toml"))
+    long = tmp_path / "long.toml"
+    long.write_bytes(b"#" * (config_files.SIZE_MAX + 1))
+    with pytest.raises(FileError, match="is longer than"):
+        config_files.load(str(long))
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's files are looked at")
+def test_root_takes_no_file_that_others_can_write(tmp_path: Path) -> None:
+    file = tmp_path / "m.toml"
+    file.touch()
+    file.chmod(0o646)
+    with pytest.raises(FileError, match="could be written by others"):
+        config_files.load(str(file))
+    file.chmod(0o644)
+    os.chown(file, 65534, -1)
+    with pytest.raises(FileError, match="could be written by others"):
+        config_files.load(str(file))
+
+
+# --- differences -----------------------------------------------------------------------------------------------------
+
+A = parse_rule("239.1.1.1:5000%eth0", ["239.2.2.2:6000%eth1", "239.2.2.3:6000%eth1"], "a")
+B = parse_rule("239.1.1.2:5000%eth0", ["239.2.2.4:6000%eth1"], "b")
+
+
+def test_what_is_equal_but_for_order_makes_no_difference() -> None:
+    turned = parse_rule("239.1.1.1:5000%eth0", ["239.2.2.3:6000%eth1", "239.2.2.2:6000%eth1"], "a")
+    found = difference([A, B], [B, turned])
+    assert not found
+    assert found.summary() == "nothing to change"
+
+
+def test_a_difference_says_what_goes_and_what_comes() -> None:
+    other = parse_rule("239.1.1.1:5000%eth0", ["239.2.2.2:6000%eth1", "239.2.2.9:6000%eth1"], "c")
+    found = difference([A, B], [other])
+    assert (found.adds, found.removes) == ((other,), (B, A))
+    assert list(found.lines()) == [
+        "- b  239.1.1.2:5000%eth0 -> 239.2.2.4:6000%eth1",
+        "  a  239.1.1.1:5000%eth0",
+        "-   name a",
+        "+   name c",
+        "-   -> 239.2.2.3:6000%eth1",
+        "+   -> 239.2.2.9:6000%eth1",
+    ]
+    assert found.summary() == "1 removed, 1 changed"
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_counts_more_than_the_file() -> None:
+    settings = read_texts(
+        '[daemon]\nworkers = 1\nring_mib = 8\nbusy_poll = true\nrestore = false\nsocket = "/x"\n'
+    ).settings
+    core = str(min(os.sched_getaffinity(0)))
+    given = {"cores": core, "ring_mib": 4, "busy_poll": False, "rootless": False, "socket": None}
+    options = make_options(settings, "m.toml", given, restore=None, debug=False)
+    assert options.cores == (int(core),)
+    assert options.ring_memory == 4 * 2**20
+    assert options.busy_poll
+    assert not options.restore
+    assert options.socket == "/x"
+    assert options.config == os.path.abspath("m.toml")
+
+
+def test_interfaces_and_workers_have_settings_of_their_own() -> None:
+    text = "[interface.eth0]\nring_mib = 2\n[interface.eth1]\n[worker.0]\nbusy_poll = true\nlatency_budget_us = 7\n"
+    options = make_options(read_texts(text).settings, "x", {}, restore=None, debug=False)
+    assert options.ring_memories() == {"eth0": 2 * 2**20}
+    assert options.of_worker(0) == (7, True)
+    assert options.of_worker(1) == (options.latency_budget_us, False)
+
+
+def test_a_worker_that_is_not_there_has_no_settings() -> None:
+    with pytest.raises(UsageError, match=r"\[worker.63\]: there are workers 0 to"):
+        make_options(read_texts("[worker.63]\n").settings, "x", {"workers": 1}, restore=None, debug=False)
+
+
+def test_what_counts_only_after_a_restart_is_known() -> None:
+    before = read_texts("[daemon]\nworkers = 1\n[interface.eth0]\nring_mib = 1\n[events]\nsilent_s = 9\n").settings
+    after = read_texts("[daemon]\nworkers = 2\n[log]\nformat = 'json'\nlevel = 'debug'\n").settings
+    assert after.changes_at_start(before) == ["daemon.workers", "interface.eth0", "log.format"]
+
+
+def test_the_schema_is_that_of_the_tree() -> None:
+    """For editors. 'mcrelay schema > docs/mcrelay.schema.json' renews it."""
+    tree = Path(__file__).parents[2] / "docs" / "mcrelay.schema.json"
+    assert json.loads(tree.read_text()) == json.loads(json.dumps(schema()))

@@ -1,0 +1,127 @@
+"""Rules saved into configuration files: what changes in them, and what stays."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mcrelay import config_files, config_text
+from mcrelay.config import ConfigError
+from mcrelay.errors import Error, SystemRefusal
+from mcrelay.rules import Rule
+from mcrelay.ruletext import parse_rule
+
+TEXT = """\
+# The relay of hall 3.
+[daemon]
+workers = 1   # enough
+
+# Cameras.
+[[rule]]
+name = "one"  # at the door
+input = "239.1.1.1:5000%eth0"
+output = [
+  "239.2.2.1:6000%eth1",  # monitors
+]
+
+# Sound.
+[[rule]]
+name = 'two'
+input = "239.1.1.2:5000%eth0"
+output = "239.2.2.2:6000%eth1"
+
+[log]
+level = "info"
+"""
+ONE = parse_rule("239.1.1.1:5000%eth0", ["239.2.2.1:6000%eth1"], "one")
+TWO = parse_rule("239.1.1.2:5000%eth0", ["239.2.2.2:6000%eth1"], "two")
+NEW = parse_rule("239.1.1.3:5000%eth0", ["239.2.2.3:6000%eth1", "239.2.2.4:6000%eth1"], None)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mcrelay.toml"
+    path.write_text(TEXT)
+    return path
+
+
+def saved(file: Path, *rules: Rule) -> str:
+    config_text.save(str(file), rules)
+    assert {rule.id for rule in config_files.load(str(file)).rules} == {rule.id for rule in rules}
+    assert [entry for entry in os.listdir(file.parent) if entry.endswith(".new")] == []
+    return file.read_text()
+
+
+def test_what_is_the_same_stays_as_it_is(file: Path) -> None:
+    before = file.stat()
+    assert saved(file, TWO, ONE) == TEXT
+    assert file.stat() == before  # not even written
+
+
+def test_a_rule_goes_and_comments_around_it_stay(file: Path) -> None:
+    assert saved(file, TWO) == TEXT.replace(TEXT[TEXT.index("[[rule]]") : TEXT.index("\n# Sound.")], "")
+
+
+def test_a_rule_comes_behind_the_others(file: Path) -> None:
+    text = saved(file, ONE, TWO, NEW)
+    assert text.startswith(TEXT[: TEXT.index("[log]")].rstrip())
+    assert (
+        'input = "239.1.1.3:5000%eth0"\noutput = [\n    "239.2.2.3:6000%eth1",\n    "239.2.2.4:6000%eth1",\n]\n' in text
+    )
+    assert '[log]\nlevel = "info"\n' in text
+
+
+def test_a_rule_changes_in_its_place(file: Path) -> None:
+    changed = parse_rule("239.1.1.2:5000%eth0", ["239.2.2.2:6000%eth1,paused"], "two")
+    assert saved(file, ONE, changed) == TEXT.replace('6000%eth1"\n\n[log]', '6000%eth1,paused"\n\n[log]')
+
+
+def test_a_name_goes_or_comes(file: Path) -> None:
+    nameless = parse_rule("239.1.1.1:5000%eth0", ["239.2.2.1:6000%eth1"], None)
+    renamed = parse_rule("239.1.1.2:5000%eth0", ["239.2.2.2:6000%eth1"], "zwei")
+    text = saved(file, nameless, renamed)
+    assert "at the door" not in text
+    assert "zwei" in text
+
+
+def test_each_file_keeps_its_rules(file: Path) -> None:
+    (file.parent / "conf.d").mkdir()
+    drop_in = file.parent / "conf.d" / "10.toml"
+    drop_in.write_text('# more\n[[rule]]\ninput = "239.1.1.3:5000%eth0"\noutput = "239.2.2.3:6000%eth1"\n')
+    main = saved(file, ONE, TWO, NEW)
+    assert main == TEXT
+    assert "239.2.2.4:6000%eth1" in drop_in.read_text()
+    saved(file, ONE, TWO)
+    assert drop_in.read_text() == "# more\n"
+
+
+def test_a_new_file_is_made(tmp_path: Path) -> None:
+    assert "239.1.1.1:5000%eth0" in saved(tmp_path / "new.toml", ONE)
+
+
+def test_owner_and_mode_stay(file: Path) -> None:
+    file.chmod(0o640)
+    saved(file, ONE)
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_broken_file_is_not_touched(file: Path) -> None:
+    file.write_text(TEXT + "nonsense = 1\n")
+    with pytest.raises(ConfigError):
+        config_text.save(str(file), [ONE])
+    assert file.read_text() == TEXT + "nonsense = 1\n"
+
+
+def test_a_file_that_is_written_in_another_way_is_not_touched(file: Path) -> None:
+    text = 'rule = [{input = "239.1.1.1:5000%eth0", output = "239.2.2.1:6000%eth1"}]\n'
+    file.write_text(text)
+    with pytest.raises(Error, match="not written as"):
+        config_text.save(str(file), [TWO])
+    assert file.read_text() == text
+
+
+def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SystemRefusal, match="cannot write"):
+        config_text.save(str(tmp_path / "none" / "x.toml"), [ONE])
