@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from typing import Final, NoReturn
+from typing import NoReturn
 
 import click
 
-from mcrelay import __version__, cli_config, cli_diagnose, cli_run, cli_tap, cli_traffic
-from mcrelay.api import Paused, RuleFacts, RuleStats, Stats
+from mcrelay import __version__, cells, cli_config, cli_diagnose, cli_run, cli_stats, cli_tap, cli_traffic
+from mcrelay.api import Paused, RuleFacts
+from mcrelay.cli_group import Commands
 from mcrelay.cli_options import json_option as _json_option
 from mcrelay.cli_options import socket_option as _socket_option
+from mcrelay.cli_print import count_of, print_json, print_line, print_table, styled_state
 from mcrelay.client import Client
-from mcrelay.codec import json_text, to_json
 from mcrelay.errors import EXIT_CODES, Error
 from mcrelay.messages import ProcessFacts
-
-WATCH_S: Final = 1.0
 
 
 def main() -> NoReturn:
@@ -47,7 +45,11 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Commands,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, message="mcrelay %(version)s")
 def cli() -> None:
     """Relay multicast (and send it on as unicast) between networks that ordinary multicast routing cannot connect.
@@ -56,6 +58,8 @@ def cli() -> None:
     mcrelay run                                                    start the daemon
     mcrelay add 239.1.1.1:5000%eth0 239.2.2.2:6000%eth1,ttl=8      from eth0 to eth1, another group and port
     mcrelay stats --watch                                          see it flow
+
+    A command may be abbreviated where that is unambiguous: mcrelay li is mcrelay list.
     """
 
 
@@ -65,6 +69,7 @@ cli.add_command(cli_config.diff)
 cli.add_command(cli_config.apply)
 cli.add_command(cli_config.save)
 cli.add_command(cli_config.schema)
+cli.add_command(cli_stats.stats)
 cli.add_command(cli_traffic.send)
 cli.add_command(cli_traffic.receive)
 cli.add_command(cli_diagnose.explain)
@@ -102,13 +107,14 @@ def add(input: str, outputs: tuple[str, ...], name: str | None, as_json: bool, p
       rate=10Mbit|5000pps  at most; beyond that: dropped, as egress_limited
       loop            receivers on this host hear it, too
       paused          sends nothing until 'mcrelay resume'
+    Example: mcrelay add 239.1.1.1:5000%eth0 239.2.2.2:6000%eth1,ttl=8 --name feed-a
     """
     with Client(path) as client:
         added = client.add(input, outputs, name)
     if as_json:
-        _print_json(added)
+        print_json(added)
     else:
-        state = _state(added.rule) or f"active on {_count(added.workers, 'worker')}"
+        state = _state(added.rule) or f"active on {count_of(added.workers, 'worker')}"
         click.echo(f"{added.rule.name or added.rule.id}: {state}")
 
 
@@ -117,18 +123,22 @@ def add(input: str, outputs: tuple[str, ...], name: str | None, as_json: bool, p
 @_json_option
 @_socket_option
 def remove(rule: str, as_json: bool, path: str) -> None:
-    """Relay by a rule no more."""
+    """Relay by a rule no more.
+
+    \b
+    Example: mcrelay remove feed-a
+    """
     with Client(path) as client:
         removed = client.remove(rule)
     if as_json:
-        _print_json(removed)
+        print_json(removed)
     else:
         click.echo(f"{removed.rule.name or removed.rule.id}: removed")
 
 
 def _print_paused(paused: Paused, word: str, *, as_json: bool) -> None:
     if as_json:
-        _print_json(paused)
+        print_json(paused)
     else:
         click.echo(f"{paused.rule.name or paused.rule.id}: {word}")
 
@@ -168,140 +178,57 @@ def resume(rule: str, output: str | None, as_json: bool, path: str) -> None:
 @_json_option
 @_socket_option
 def list_rules(as_json: bool, path: str) -> None:
-    """Show the rules."""
+    """Show the rules.
+
+    \b
+    Example: mcrelay list --json
+    """
     with Client(path) as client:
         reply = client.listing()
     if as_json:
-        _print_json({"generation": reply.generation, "rules": reply.rules, "interfaces": reply.interfaces})
+        print_json({"generation": reply.generation, "rules": reply.rules, "interfaces": reply.interfaces})
         return
     for rule in reply.rules:
-        click.echo(_rule_line(rule))
+        print_line(_rule_line(rule))
     for interface in reply.interfaces:
         if not interface.segmentation:
-            click.echo(f"{interface.name} takes no segments: datagrams leave it one by one", err=True)
+            click.echo(f"{cells.printable(interface.name)} takes no segments: datagrams leave it one by one", err=True)
     if not reply.rules:
         click.echo("no rules; 'mcrelay add --help' shows how to add one", err=True)
 
 
 def _rule_line(rule: RuleFacts) -> str:
-    state = _state(rule)
     outputs = " ".join(rule.outputs)
-    return f"{rule.id}  {rule.name or '-':<16} {rule.input} -> {outputs}{f'  [{state}]' if state else ''}"
+    text = cells.printable(f"{rule.id}  {rule.name or '-':<16} {rule.input} -> {outputs}")
+    return f"{text}  [{styled_state(rule.state)}: {_problems(rule)}]" if rule.problems else text
 
 
 def _state(rule: RuleFacts) -> str:
     """What keeps a rule from working, if anything does."""
-    return f"{rule.state}: {'; '.join(rule.problems)}" if rule.problems else ""
+    return f"{rule.state}: {_problems(rule)}" if rule.problems else ""
 
 
-@cli.command()
-@click.option("--watch", is_flag=True, help="Go on, with rates, until Ctrl-C.")
-@_json_option
-@_socket_option
-def stats(watch: bool, as_json: bool, path: str) -> None:
-    """Show counters: of each worker, rule and output, and every reason for a drop.
-
-    With --watch and --json, one JSON document per line and second.
-    """
-    with Client(path) as client:
-        reply = client.stats()
-        if as_json:
-            _print_stats_json(reply, lines=watch)
-        else:
-            _print_stats(reply, None)
-        while watch:
-            before, started = reply, time.monotonic()
-            time.sleep(WATCH_S)
-            reply = client.stats()
-            if as_json:
-                _print_stats_json(reply, lines=True)
-                continue
-            if sys.stdout.isatty():
-                click.clear()
-            _print_stats(reply, (before, time.monotonic() - started))
-
-
-def _print_stats_json(reply: Stats, *, lines: bool) -> None:
-    document = to_json(reply)
-    for field in ("type", "id", "more"):
-        document.pop(field, None)
-    click.echo(json_text(document, indent=0 if lines else 2))
-
-
-def _print_stats(reply: Stats, since: tuple[Stats, float] | None) -> None:
-    """A table of workers and one of rules, with rates where there is something to compare with."""
-    rows = [["worker", "received", "forwarded", "copies", "dropped", "because"]]
-    earlier = {w.index: w for w in since[0].workers} if since else {}
-    for worker in reply.workers:
-        rows.append(
-            [
-                str(worker.index),
-                _with_rate(worker.received, earlier.get(worker.index), "received", since),
-                _with_rate(worker.forwarded, earlier.get(worker.index), "forwarded", since),
-                _with_rate(worker.copies, earlier.get(worker.index), "copies", since),
-                str(sum(worker.dropped.values())),
-                _reasons(worker.dropped),
-            ]
-        )
-    _print_table(rows)
-    click.echo()
-    rows = [["rule", "packets", "bytes", "dropped", "because"]]
-    earlier_rules = {r.id: r for r in since[0].rules} if since else {}
-    for rule in reply.rules:
-        before = earlier_rules.get(rule.id)
-        rows.append(
-            [
-                f"{rule.name or rule.id}  {rule.input}",
-                _with_rate(rule.packets, before, "packets", since),
-                str(rule.bytes),
-                str(rule.dropped),
-                _besides(rule),
-            ]
-        )
-        for index, output in enumerate(rule.outputs):
-            previous = before.outputs[index] if before and index < len(before.outputs) else None
-            rows.append(
-                [
-                    f"  -> {output.output}",
-                    _with_rate(output.packets, previous, "packets", since),
-                    str(output.bytes),
-                    str(sum(output.dropped.values())),
-                    _reasons(output.dropped),
-                ]
-            )
-    _print_table(rows)
-
-
-def _with_rate(value: int, before: object, field: str, since: tuple[Stats, float] | None) -> str:
-    if since is None or before is None:
-        return str(value)
-    rate = (value - int(getattr(before, field))) / since[1]
-    return f"{value} ({rate:.0f}/s)"
-
-
-def _besides(rule: RuleStats) -> str:
-    """What matched the rule and is not among its packets."""
-    counted = {"own": rule.own, "loop": rule.looped}
-    return ", ".join(f"not counted here: {reason} {packets}" for reason, packets in counted.items() if packets)
-
-
-def _reasons(dropped: dict[str, int]) -> str:
-    return ", ".join(f"{reason} {packets}" for reason, packets in dropped.items()) or "-"
+def _problems(rule: RuleFacts) -> str:
+    return cells.printable("; ".join(rule.problems))
 
 
 @cli.command()
 @_json_option
 @_socket_option
 def workers(as_json: bool, path: str) -> None:
-    """Show the daemon's processes: who they run as, what they may do, on which core, as the kernel says."""
+    """Show the daemon's processes: who they run as, what they may do, on which core, as the kernel says.
+
+    \b
+    Example: mcrelay workers
+    """
     with Client(path) as client:
         processes = client.workers()
     if as_json:
-        _print_json({"processes": processes})
+        print_json({"processes": processes})
         return
     rows = [["process", "pid", "state", "uid", "capabilities", "cores", "engine", "restarts"]]
     rows += [_process_row(process) for process in processes]
-    _print_table(rows)
+    print_table(rows, state=2)
 
 
 def _process_row(process: ProcessFacts) -> list[str]:
@@ -324,7 +251,7 @@ def restart_worker(index: int, as_json: bool, path: str) -> None:
     with Client(path) as client:
         restarted = client.restart_worker(index)
     if as_json:
-        _print_json(restarted)
+        print_json(restarted)
     else:
         click.echo(f"data/{restarted.index}: replaced, its process is {restarted.pid}")
 
@@ -343,7 +270,7 @@ def upgrade(as_json: bool, path: str) -> None:
     with Client(path) as client:
         upgraded = client.upgrade()
     if as_json:
-        _print_json(upgraded)
+        print_json(upgraded)
     else:
         click.echo(f"upgraded: the daemon is process {upgraded.pid} now")
 
@@ -351,7 +278,11 @@ def upgrade(as_json: bool, path: str) -> None:
 @cli.command()
 @_socket_option
 def ping(path: str) -> None:
-    """Ask whether the daemon answers."""
+    """Ask whether the daemon answers.
+
+    \b
+    Example: mcrelay ping
+    """
     started = time.monotonic()
     with Client(path) as client:
         client.ping()
@@ -362,34 +293,14 @@ def ping(path: str) -> None:
 @_json_option
 @_socket_option
 def version(as_json: bool, path: str) -> None:
-    """Show the version of this program and of the running daemon."""
+    """Show the version of this program and of the running daemon.
+
+    \b
+    Example: mcrelay version
+    """
     with Client(path) as client:
         reply = client.version()
     if as_json:
-        _print_json({"client": __version__, "daemon": reply.version, "protocol": reply.protocol})
+        print_json({"client": __version__, "daemon": reply.version, "protocol": reply.protocol})
     else:
         click.echo(f"mcrelay {__version__}; the daemon is {reply.version}, protocol {reply.protocol}")
-
-
-# --- printing --------------------------------------------------------------------------------------------------------
-
-
-def _print_json(value: object) -> None:
-    document = to_json(value)
-    if isinstance(document, dict):
-        document.pop("type", None)
-        document.pop("id", None)
-    click.echo(json_text(document, indent=2))
-
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as their widest cell; all but the first flush right, and the last flush left."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=True)]
-        click.echo("  ".join([*cells, row[-1]]).rstrip())
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -21,7 +21,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import click
 import pytest
+from click.shell_completion import ShellComplete
 
 from mcrelay import __version__, service
 from mcrelay.api import (
@@ -237,6 +239,10 @@ def test_a_user_who_may_not_connect_is_told_so(path: Path) -> None:
         ("run --latency-budget-us 0.5", "--latency-budget-us"),
         ("run --busy-poll=yes", "--busy-poll"),
         ("run --engine ''", "--engine"),
+        ("re x", "'re' may be "),
+        ("re x", "remove, restart-worker or resume"),
+        ("statistics", "No such command 'statistics', did you mean 'stats'?"),
+        ("lsit", "did you mean 'list'?"),
         ("explain", "Missing argument 'INPUT'"),
         (f"explain {INPUT} --seconds 0", "--seconds"),
         (f"explain {INPUT} --seconds nan", "no number of seconds"),
@@ -250,7 +256,6 @@ def test_a_command_line_that_is_none_is_refused(line: str, word: str) -> None:
     check_error(mcrelay(*shlex.split(line)), 64, word, "--help'")
 
 
-# A command's help has an example or at least the form of its arguments.
 HELP = {
     "run": "mcrelay run --rootless",
     "check": "Example: mcrelay check ./mcrelay.toml",
@@ -259,18 +264,18 @@ HELP = {
     "save": "&& mcrelay save",
     "schema": "Example: mcrelay schema >",
     "add": "239.2.2.2:6000%eth1,ttl=8",
-    "remove": "mcrelay remove [OPTIONS] NAME|ID",
+    "remove": "Example: mcrelay remove feed-a",
     "pause": "Example: mcrelay pause feed-a 239.2.2.2:6000%eth1",
     "resume": "Example: mcrelay resume feed-a",
-    "list": "mcrelay list [OPTIONS]",
-    "stats": "mcrelay stats [OPTIONS]",
-    "workers": "mcrelay workers [OPTIONS]",
+    "list": "Example: mcrelay list --json",
+    "stats": "Example: mcrelay stats --watch",
+    "workers": "Example: mcrelay workers",
     "restart-worker": "Example: mcrelay restart-worker 0",
     "upgrade": "Example: mcrelay upgrade",
     "trace": "Example: mcrelay trace feed-a",
     "capture": "Example: mcrelay capture feed-a -w - | tshark -r -",
-    "ping": "mcrelay ping [OPTIONS]",
-    "version": "mcrelay version [OPTIONS]",
+    "ping": "Example: mcrelay ping",
+    "version": "Example: mcrelay version",
     "send": "Example: mcrelay send 239.1.1.1:5000%eth0",
     "receive": "Example: mcrelay receive 239.2.2.2:6000%eth1",
     "explain": "Example: sudo mcrelay explain 239.1.1.1:5000%eth0",
@@ -304,9 +309,50 @@ def test_help_of_the_program_shows_the_commands() -> None:
         assert f"\n  {command} " in result.stdout
 
 
+def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+def test_every_help_has_an_example() -> None:
+    found = dict(commands(cli))
+    assert ("add",) in found
+    without = [" ".join(path) for path, command in found.items() if "Example" not in (command.help or "")]
+    assert without == []
+
+
 def test_the_version_needs_no_daemon() -> None:
     result = mcrelay("--version")
     assert (result.returncode, result.stdout, result.stderr) == (0, f"mcrelay {__version__}\n", "")
+
+
+def test_a_command_may_be_abbreviated(path: Path) -> None:
+    check_error(mcrelay("li", "--socket", path), 69, str(path))
+    help_text = mcrelay("rem", "--help").stdout
+    assert help_text == mcrelay("remove", "--help").stdout
+    assert help_text.startswith("Usage: mcrelay remove ")
+
+
+def completed(words: list[str], typed: str) -> list[str]:
+    completions = ShellComplete(cli, {}, "mcrelay", "_MCRELAY_COMPLETE").get_completions(words, typed)
+    return [item.value for item in completions]
+
+
+@pytest.mark.parametrize("typed", ["", "st", "stats", "li", "re"])
+def test_completion_has_each_command_once(typed: str) -> None:
+    completed = [
+        item.value for item in ShellComplete(cli, {}, "mcrelay", "_MCRELAY_COMPLETE").get_completions([], typed)
+    ]
+    assert completed == sorted(name for name in cli.commands if name.startswith(typed))
+
+
+def test_options_of_an_abbreviated_command_are_completed() -> None:
+    assert completed(["li"], "--s") == ["--socket"]
+    completed(["re"], "--s")  # may be several: whatever comes, it is no error
+    completed(["nothing"], "--s")
 
 
 # --- a daemon that cannot start --------------------------------------------------------------------------------------

@@ -81,6 +81,7 @@ PURE = sorted(
     for name in MODULES
     if name.removeprefix("mcrelay.")
     in (
+        *("cells", "rates"),
         *("rules", "ruletext", "entries", "ways", "cycles", "messages", "api", "codec"),
         *("frames", "counters", "limits", "steering"),
         *("facts", "nearness", "sightings", "arrival", "departure", "explain", "doctor", "reasons"),
