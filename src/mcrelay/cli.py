@@ -19,6 +19,7 @@ from mcrelay.cli_options import json_option as _json_option
 from mcrelay.cli_options import socket_option as _socket_option
 from mcrelay.cli_print import count_of, print_json, print_line, print_table, styled_state
 from mcrelay.client import Client
+from mcrelay.documents import Listing, Processes, Versions
 from mcrelay.errors import EXIT_CODES, Error
 from mcrelay.messages import ProcessFacts
 
@@ -186,7 +187,7 @@ def list_rules(as_json: bool, path: str) -> None:
     with Client(path) as client:
         reply = client.listing()
     if as_json:
-        print_json({"generation": reply.generation, "rules": reply.rules, "interfaces": reply.interfaces})
+        print_json(Listing(generation=reply.generation, rules=reply.rules, interfaces=reply.interfaces))
         return
     for rule in reply.rules:
         print_line(_rule_line(rule))
@@ -224,7 +225,7 @@ def workers(as_json: bool, path: str) -> None:
     with Client(path) as client:
         processes = client.workers()
     if as_json:
-        print_json({"processes": processes})
+        print_json(Processes(processes=processes))
         return
     rows = [["process", "pid", "state", "uid", "capabilities", "cores", "engine", "restarts"]]
     rows += [_process_row(process) for process in processes]
@@ -301,6 +302,6 @@ def version(as_json: bool, path: str) -> None:
     with Client(path) as client:
         reply = client.version()
     if as_json:
-        print_json({"client": __version__, "daemon": reply.version, "protocol": reply.protocol})
+        print_json(Versions(client=__version__, daemon=reply.version, protocol=reply.protocol))
     else:
         click.echo(f"mcrelay {__version__}; the daemon is {reply.version}, protocol {reply.protocol}")

@@ -8,8 +8,6 @@ Exit codes: 0 if all holds, 1 if something is wrong, and those of errors.py if t
 
 from __future__ import annotations
 
-import math
-import os
 import shutil
 import sys
 import textwrap
@@ -18,24 +16,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from mcrelay.codec import json_text, to_json
+from mcrelay.cli_options import finite
+from mcrelay.cli_print import print_json, print_line
 from mcrelay.places import SYSTEM_SOCKET, find_socket
 
 if TYPE_CHECKING:
-    from mcrelay.facts import Finding, Verdict
+    from mcrelay.facts import Diagnosis, Finding, Verdict
 
 DEFAULT_SECONDS: Final = 3.0
 WRONG: Final = 1  # the exit code
 STEP_WIDTH: Final = 20
 LABELS: Final[dict[Verdict, str]] = {"ok": "ok", "bad": "BAD", "unknown": "?", "note": "note"}
 COLOURS: Final[dict[Verdict, str]] = {"ok": "green", "bad": "red", "unknown": "yellow", "note": "cyan"}
-
-
-def _finite(_context: click.Context, _option: click.Parameter, value: float) -> float:
-    """A range lets nan pass, which is neither less nor more than anything."""
-    if not math.isfinite(value):
-        raise click.BadParameter(f"{value} is no number of seconds")
-    return value
 
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,7 +44,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--seconds",
             type=click.FloatRange(0.1, 3600),
-            callback=_finite,
+            callback=finite,
             default=DEFAULT_SECONDS,
             show_default=True,
             metavar="N",
@@ -82,7 +74,7 @@ def explain(input: str, source: str | None, seconds: float, as_json: bool, path:
 
     given = inquiry.parse(input, source)
     _announce(f"looking at {given} for {seconds:g} s", as_json)
-    _show({"input": str(given), "seconds": seconds}, inquiry.about(given, seconds, path), as_json)
+    _show(inquiry.about(given, seconds, path), seconds, str(given), as_json=as_json)
 
 
 @click.command()
@@ -99,7 +91,7 @@ def doctor(seconds: float, as_json: bool, path: str) -> None:
     from mcrelay import inquiry
 
     _announce(f"looking at counters for {seconds:g} s", as_json)
-    _show({"seconds": seconds}, inquiry.at_large(seconds, path), as_json)
+    _show(inquiry.at_large(seconds, path), seconds, as_json=as_json)
 
 
 # --- printing ---------------------------------------------------------------------------------------------------------
@@ -111,16 +103,16 @@ def _announce(text: str, as_json: bool) -> None:
         click.echo(f"{text} ...", err=True)
 
 
-def _show(about: dict[str, Any], findings: Sequence[Finding], as_json: bool) -> None:
+def _show(findings: Sequence[Finding], seconds: float, given: str | None = None, *, as_json: bool) -> None:
     wrong = [finding for finding in findings if finding.verdict == "bad"]
     if as_json:
-        click.echo(json_text({**about, "holds": not wrong, "findings": to_json(findings)}, indent=2))
+        document: Diagnosis = {"seconds": seconds, "holds": not wrong, "findings": list(findings)}
+        print_json(document if given is None else {"input": given, **document})
     else:
-        colour = False if os.environ.get("NO_COLOR") else None  # None: on a terminal
         for line in _lines(findings):
-            click.echo(line, color=colour)
+            print_line(line)
         click.echo()
-        click.echo(_summary(findings), color=colour)
+        print_line(_summary(findings))
     if wrong:
         sys.exit(WRONG)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import IPv4Interface, IPv6Interface
-from typing import Literal
+from typing import Literal, NotRequired, TypedDict
 
 from mcrelay.api import RuleFacts, Rules, RuleStats, Stats
 from mcrelay.messages import ProcessFacts
@@ -31,6 +31,15 @@ class Finding:
     verdict: Verdict
     fact: str
     remedy: str | None = None
+
+
+class Diagnosis(TypedDict):
+    """The document of `mcrelay explain`, and without an input of `mcrelay doctor`."""
+
+    input: NotRequired[str]
+    seconds: float  # how long was looked at counters and traffic
+    holds: bool  # nothing is bad
+    findings: list[Finding]
 
 
 # --- the host ---------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Final
 
 from mcrelay.api import OutputDrop, TappedPacket
 from mcrelay.counters import DROP_REASONS
+from mcrelay.documents import Packet, PacketHeaders
 
 DROPS_MAX: Final = 8  # outputs of which a record says why no copy left
 RECORD: Final = struct.Struct("=QQIIHHHHBB6x")
@@ -180,12 +181,12 @@ def packet_line(packet: TappedPacket) -> str:
     return f"{' '.join(words)}: {verdict_text(packet)}"
 
 
-def packet_facts(packet: TappedPacket) -> dict[str, object]:
+def packet_facts(packet: TappedPacket) -> Packet:
     """The same for programs, with the packet's bytes in hexadecimal."""
     headers = read_headers(packet.data)
-    facts: dict[str, object] = {"time_ns": packet.time_ns, "worker": packet.worker, "interface": packet.interface}
+    read: PacketHeaders = {}
     if headers:
-        facts |= {
+        read = {
             "source": str(headers.source),
             "source_port": headers.source_port,
             "destination": str(headers.destination),
@@ -194,7 +195,11 @@ def packet_facts(packet: TappedPacket) -> dict[str, object]:
             "ttl": headers.ttl,
             "dscp": headers.dscp,
         }
-    return facts | {
+    return {
+        "time_ns": packet.time_ns,
+        "worker": packet.worker,
+        "interface": packet.interface,
+        **read,
         "vlan": packet.vlan,
         "length": packet.length,
         "datagrams": packet.datagrams,

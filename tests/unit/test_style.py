@@ -83,7 +83,7 @@ PURE = sorted(
     in (
         *("cells", "rates"),
         *("rules", "ruletext", "entries", "ways", "cycles", "messages", "api", "codec"),
-        *("frames", "counters", "limits", "steering"),
+        *("frames", "counters", "limits", "steering", "documents"),
         *("facts", "nearness", "sightings", "arrival", "departure", "explain", "doctor", "reasons"),
         *("engines.reassembly", "rootless", "tap", "pcapng"),
         *("settings", "config", "declared"),

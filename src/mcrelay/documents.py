@@ -1,0 +1,67 @@
+"""Documents: what commands print with --json where that is no reply of the daemon as it is (api.py). The one of a
+diagnosis is in facts.py.
+
+Their fields are what programs rely on: tests/unit/snapshots has a schema of each, and of the replies. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from mcrelay.api import InterfaceFacts, RuleFacts
+from mcrelay.messages import ProcessFacts
+
+
+class Versions(TypedDict):
+    """Of `mcrelay version`."""
+
+    client: str
+    daemon: str
+    protocol: int
+
+
+class Listing(TypedDict):
+    """Of `mcrelay list`."""
+
+    generation: int
+    rules: tuple[RuleFacts, ...]
+    interfaces: tuple[InterfaceFacts, ...]
+
+
+class Processes(TypedDict):
+    """Of `mcrelay workers`."""
+
+    processes: tuple[ProcessFacts, ...]
+
+
+class OutputDrop(TypedDict):
+    output: str
+    reason: str
+
+
+class PacketHeaders(TypedDict, total=False):
+    """Of a packet, as far as they can be read."""
+
+    source: str
+    source_port: int | None
+    destination: str
+    destination_port: int | None
+    protocol: int
+    ttl: int
+    dscp: int
+
+
+class Packet(PacketHeaders):
+    """A line of `mcrelay trace`."""
+
+    time_ns: int
+    worker: int
+    interface: str
+    vlan: int
+    length: int
+    datagrams: int
+    verdict: str
+    outputs: int
+    copies: int
+    dropped: list[OutputDrop]
+    data: str  # in hexadecimal
