@@ -24,7 +24,8 @@ WATCH_S: Final = 1.0
 @json_option
 @socket_option
 def stats(watch: bool, as_json: bool, path: str) -> None:
-    """Show counters: of each worker, rule and output, and every reason for a drop.
+    """Show counters: of each worker, rule and output, and every reason for a drop. 'mcrelay top' shows them as a live
+    view, to be sorted and filtered.
 
     With --watch and --json, one JSON document per line and second.
 

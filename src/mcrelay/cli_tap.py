@@ -65,7 +65,7 @@ def trace(rule: str, count: int, payload: bool, snap_length: int, as_json: bool,
     Example: mcrelay trace feed-a
     """
     shown = _Shown(rule)
-    with Client(path) as client, _until_stopped():
+    with Client(path) as client, until_stopped():
         for tapped in shown.follow(client, count or None, snap_length):
             for packet in tapped.packets:
                 if as_json:
@@ -105,7 +105,7 @@ def capture(rule: str, file: str, count: int | None, seconds: float | None, snap
         raise UsageError("a capture is no text for a terminal", "give a file, -w FILE, or pipe it into tshark -r -")
     shown = _Shown(rule)
     blocks = Writer(f"mcrelay {__version__}", snap_length)
-    with Client(path) as client, _until_stopped():
+    with Client(path) as client, until_stopped():
         packets = shown.follow(client, count, snap_length, seconds)
         with _File(file) as output:
             output.write(blocks.begin())
@@ -174,7 +174,7 @@ class _Shown:
 
 
 @contextlib.contextmanager
-def _until_stopped() -> Iterator[None]:
+def until_stopped() -> Iterator[None]:
     """Ctrl-C and SIGTERM end what is inside, and no more."""
     # A shell's background job begins with SIGINT ignored, and would have no end.
     earlier = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}

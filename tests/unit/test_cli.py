@@ -239,6 +239,8 @@ def test_a_user_who_may_not_connect_is_told_so(path: Path) -> None:
         ("run --latency-budget-us 0.5", "--latency-budget-us"),
         ("run --busy-poll=yes", "--busy-poll"),
         ("run --engine ''", "--engine"),
+        ("top --interval 0", "--interval"),
+        ("top --interval nan", "--interval"),
         ("re x", "'re' may be "),
         ("re x", "remove, restart-worker or resume"),
         ("statistics", "No such command 'statistics', did you mean 'stats'?"),
@@ -269,6 +271,7 @@ HELP = {
     "resume": "Example: mcrelay resume feed-a",
     "list": "Example: mcrelay list --json",
     "stats": "Example: mcrelay stats --watch",
+    "top": "Example: mcrelay top",
     "workers": "Example: mcrelay workers",
     "restart-worker": "Example: mcrelay restart-worker 0",
     "upgrade": "Example: mcrelay upgrade",
@@ -282,12 +285,13 @@ HELP = {
     "doctor": "Example: sudo mcrelay doctor",
 }
 WITHOUT_DAEMON = {"send", "receive", "check", "schema"}
+ON_TERMINALS = {"top"}
 DIAGNOSES = {"explain", "doctor"}  # to which a daemon that is not there is a finding
 
 
 def test_every_command_has_its_help_tested() -> None:
     assert set(cli.commands) == set(HELP)
-    assert set(CLIENT_COMMANDS) == set(HELP) - {"run"} - WITHOUT_DAEMON - DIAGNOSES
+    assert set(CLIENT_COMMANDS) == set(HELP) - {"run"} - WITHOUT_DAEMON - DIAGNOSES - ON_TERMINALS
 
 
 @pytest.mark.parametrize("command", HELP)
@@ -298,7 +302,7 @@ def test_help_shows_how_it_is_used(command: str) -> None:
     assert result.stdout.startswith(f"Usage: mcrelay {command} ")
     assert HELP[command] in result.stdout
     assert ("--socket PATH" in result.stdout) == (command not in WITHOUT_DAEMON)
-    assert ("--json" in result.stdout) == (command not in ("run", "ping", "capture", "schema"))
+    assert ("--json" in result.stdout) == (command not in ("run", "ping", "capture", "schema", "top"))
 
 
 def test_help_of_the_program_shows_the_commands() -> None:
@@ -353,6 +357,10 @@ def test_options_of_an_abbreviated_command_are_completed() -> None:
     assert completed(["li"], "--s") == ["--socket"]
     completed(["re"], "--s")  # may be several: whatever comes, it is no error
     completed(["nothing"], "--s")
+
+
+def test_top_needs_a_terminal(path: Path) -> None:
+    check_error(mcrelay("top", "--socket", path), 64, "top needs a terminal", "mcrelay stats --watch --json")
 
 
 # --- a daemon that cannot start --------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ PURE = sorted(
     for name in MODULES
     if name.removeprefix("mcrelay.")
     in (
-        *("cells", "rates"),
+        *("cells", "rates", "top", "top_tables", "top_details"),
         *("rules", "ruletext", "entries", "ways", "cycles", "messages", "api", "codec"),
         *("frames", "counters", "limits", "steering", "documents"),
         *("facts", "nearness", "sightings", "arrival", "departure", "explain", "doctor", "reasons"),
