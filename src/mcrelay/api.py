@@ -6,7 +6,7 @@ the reply repeats.
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, get_args
 
 import msgspec
 
@@ -302,6 +302,53 @@ class TapEnded(Message, frozen=True):
     """As many packets as were asked for have been shown."""
 
     id: Id
+
+
+EventKind = Literal[
+    "rule_added",
+    "rule_removed",
+    "rule_changed",
+    "rule_suspended",
+    "rule_resumed",
+    "interface_up",
+    "interface_down",
+    "worker_down",
+    "worker_up",
+    "flow_started",
+    "flow_silent",
+    "flow_stopped",
+    "loss",
+    "loss_over",
+]
+EVENT_KINDS: Final[tuple[EventKind, ...]] = get_args(EventKind)
+
+
+class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Something that happened."""
+
+    time_ns: Positive  # since the epoch
+    kind: EventKind
+    subject: str  # name or id of the rule, name of the interface, number of the worker
+    text: str  # for people
+    values: dict[str, float]  # what it was about, in figures
+
+
+class Subscribe(Message, frozen=True):
+    """Tell what happens from now on, of these kinds or, without any, of all. It ends with the connection."""
+
+    id: Id
+    kinds: Annotated[tuple[EventKind, ...], msgspec.Meta(max_length=64)] = ()
+
+
+class Subscribed(Message, frozen=True):
+    id: Id
+
+
+class Happened(Message, frozen=True):
+    """Events of a subscription."""
+
+    id: Id
+    events: tuple[Event, ...]
 
 
 class GetWorkers(Message, frozen=True):

@@ -14,10 +14,19 @@ import click
 
 from mcrelay import config_files
 from mcrelay.cli_options import json_option, socket_option
+from mcrelay.cli_print import count_of, print_json, print_line
 from mcrelay.client import Client
-from mcrelay.codec import json_text, to_json
 from mcrelay.config import ConfigError, Configuration
 from mcrelay.declared import Difference, difference
+from mcrelay.documents import (
+    AppliedFile,
+    ChangedRule,
+    CheckedFile,
+    Comparison,
+    FileComparison,
+    RuleTexts,
+    SavedFile,
+)
 from mcrelay.errors import EXIT_CODES, Conflict, Error, UsageError
 from mcrelay.rules import Rule
 from mcrelay.ruletext import parse_rule
@@ -35,9 +44,9 @@ def load(file: str, *, as_json: bool = False) -> Configuration:
         return config_files.load(file)
     except ConfigError as error:
         if as_json:
-            click.echo(json_text({"problems": to_json(error.problems)}, indent=2))
+            print_json(CheckedFile(problems=error.problems))
         for problem in error.problems:
-            click.echo(f"mcrelay: {problem}", err=True)
+            print_line(f"mcrelay: {problem}", err=True)
         sys.exit(EXIT_CODES["config"])
 
 
@@ -54,10 +63,9 @@ def check(file: str | None, as_json: bool) -> None:
     file = file or config_files.SYSTEM_FILE
     found = load(file, as_json=as_json)
     if as_json:
-        click.echo(json_text({"problems": []}, indent=2))
+        print_json(CheckedFile(problems=()))
         return
-    rules = f"{len(found.rules)} rule{'' if len(found.rules) == 1 else 's'}"
-    click.echo(f"{', '.join(config_files.names(file))}: fine, {rules}")
+    print_line(f"{', '.join(config_files.names(file))}: fine, {count_of(len(found.rules), 'rule')}")
 
 
 @click.command()
@@ -67,7 +75,7 @@ def schema() -> None:
     \b
     Example: mcrelay schema > mcrelay.schema.json
     """
-    click.echo(json_text(make_schema(), indent=2))
+    print_json(make_schema())
 
 
 @click.command()
@@ -85,7 +93,7 @@ def diff(file: str | None, as_json: bool, path: str) -> None:
         wanted, waiting = _wanted(client, file)
         _generation, change = _difference(client, wanted)
     if as_json:
-        click.echo(json_text({**_facts(change), "restart": waiting}, indent=2))
+        print_json(FileComparison(**_comparison(change), restart=waiting))
     else:
         _print(change.lines())
         _print_waiting(waiting)
@@ -108,11 +116,11 @@ def apply(file: str | None, dry_run: bool, as_json: bool, path: str) -> None:
         wanted, waiting = _wanted(client, file)
         change = _difference(client, wanted)[1] if dry_run else _apply(client, wanted)
     if as_json:
-        click.echo(json_text({**_facts(change), "restart": waiting, "applied": not dry_run}, indent=2))
+        print_json(AppliedFile(**_comparison(change), restart=waiting, applied=not dry_run))
         return
     if dry_run:
         _print(change.lines())
-    click.echo(change.summary() if not dry_run else f"would be: {change.summary()}")
+    print_line(change.summary() if not dry_run else f"would be: {change.summary()}")
     _print_waiting(waiting)
 
 
@@ -134,9 +142,9 @@ def save(file: str | None, as_json: bool, path: str) -> None:
         running = _rules(client)[1]
     change = config_text.save(file, running)
     if as_json:
-        click.echo(json_text({"file": file, **_facts(change)}, indent=2))
+        print_json(SavedFile(**_comparison(change), file=file))
     else:
-        click.echo(f"{file}: {change.summary()}")
+        print_line(f"{file}: {change.summary()}")
 
 
 def _own_file(client: Client) -> str:
@@ -181,25 +189,25 @@ def _apply(client: Client, wanted: tuple[Rule, ...]) -> Difference:
     raise Conflict("others change the rules all the time", "try again")
 
 
-def _facts(change: Difference) -> dict[str, list[dict[str, object]]]:
-    def texts(rules: Iterable[Rule]) -> list[dict[str, object]]:
-        return [
-            {"name": rule.name, "input": str(rule.input), "outputs": [str(output) for output in rule.outputs]}
-            for rule in rules
-        ]
+def _comparison(change: Difference) -> Comparison:
+    return Comparison(
+        added=list(map(_texts, change.added)),
+        removed=list(map(_texts, change.removed)),
+        changed=[ChangedRule(before=_texts(before), after=_texts(after)) for before, after in change.changed],
+    )
 
-    before, after = (texts(rules) for rules in zip(*change.changed, strict=True)) if change.changed else ([], [])
-    changed: list[dict[str, object]] = [{"before": b, "after": a} for b, a in zip(before, after, strict=True)]
-    return {"added": texts(change.added), "removed": texts(change.removed), "changed": changed}
+
+def _texts(rule: Rule) -> RuleTexts:
+    return RuleTexts(name=rule.name, input=str(rule.input), outputs=list(map(str, rule.outputs)))
 
 
 def _print(lines: Iterable[str]) -> None:
-    """Red what goes, green what comes; click leaves colours out where there is no terminal."""
-    colours = {"-": "red", "+": "green"}
+    """Red what goes, green what comes."""
+    marks = {"-": "red", "+": "green"}
     for line in lines:
-        click.secho(line, fg=colours.get(line[0]))
+        print_line(click.style(line, fg=marks.get(line[0])))
 
 
 def _print_waiting(waiting: list[str]) -> None:
     if waiting:
-        click.echo(f"only after a restart: {', '.join(waiting)}", err=True)
+        print_line(f"only after a restart: {', '.join(waiting)}", err=True)

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Final
 
-from mcrelay.api import Change, Failure, RuleText, StartTap
+from mcrelay.api import Change, Failure, RuleText, StartTap, Subscribe
 from mcrelay.channel import Channel
 from mcrelay.codec import Codec
 from mcrelay.errors import Busy, Error, RuleError
@@ -46,7 +46,7 @@ SWEEP_S: Final = 1.0
 WATCHER_HELD_MAX: Final = 1024 * 1024  # bytes
 
 Serve = Callable[[Message], Coroutine[None, None, Message]]
-Watch = Callable[[StartTap, "Connection"], Coroutine[None, None, Message]]
+Watch = Callable[[StartTap | Subscribe, "Connection"], Coroutine[None, None, Message]]
 
 
 class Connection:
@@ -180,8 +180,8 @@ class Connection:
 
     async def _serve(self, message: Message, size: int) -> None:
         try:
-            if isinstance(message, StartTap):
-                self._taps += 1
+            if isinstance(message, StartTap | Subscribe):
+                self._taps += isinstance(message, StartTap)
                 self.reply(await self._clients.watch(message, self))
             else:
                 self.reply(await self._clients.serve(message))
@@ -212,8 +212,8 @@ def _failure(request: Message, error: Error) -> Failure:
 
 
 class Clients:
-    """All of them. `serve` gives the reply to a whole request, or an Error; `watch` does when a tap has ended, and
-    sends the connection what it shows meanwhile; `keep` holds a task until it is done."""
+    """All of them. `serve` gives the reply to a whole request, or an Error; `watch` does when what is
+    watched has ended, and sends the connection what there is to see meanwhile; `keep` holds a task until it is done."""
 
     def __init__(self, serve: Serve, watch: Watch, keep: Callable[[asyncio.Task[None]], None]) -> None:
         self.serve = serve

@@ -23,6 +23,7 @@ from mcrelay.api import (
     GetStatus,
     GetVersion,
     GetWorkers,
+    Happened,
     ListRules,
     Pause,
     Paused,
@@ -37,6 +38,8 @@ from mcrelay.api import (
     StartTap,
     Stats,
     Status,
+    Subscribe,
+    Subscribed,
     TapEnded,
     Tapped,
     TapStarted,
@@ -90,6 +93,7 @@ from mcrelay.messages import (
     SyncRules,
     TapOpened,
     TookOver,
+    WorkerChanged,
 )
 from mcrelay.names import check_names
 
@@ -99,7 +103,13 @@ OUTPUT_BYTES: Final = 32  # of an output's counter, punctuation, and characters 
 
 # Who may say what where.
 PERMITTED: Final[dict[tuple[ChannelName, Role, Role], tuple[type[Message], ...]]] = {
-    ("supervisor_sock", "supervisor", "control"): (Start, Client, RecordRules, Shutdown),
+    ("supervisor_sock", "supervisor", "control"): (
+        Start,
+        Client,
+        RecordRules,
+        WorkerChanged,
+        Shutdown,
+    ),
     ("supervisor_sock", "supervisor", "data"): (Start,),
     ("request_sock", "control", "supervisor"): (
         Ready,
@@ -155,6 +165,7 @@ PERMITTED: Final[dict[tuple[ChannelName, Role, Role], tuple[type[Message], ...]]
         RestartWorker,
         Upgrade,
         StartTap,
+        Subscribe,
     ),
     ("client", "control", "client"): (
         Pong,
@@ -172,6 +183,8 @@ PERMITTED: Final[dict[tuple[ChannelName, Role, Role], tuple[type[Message], ...]]
         TapStarted,
         Tapped,
         TapEnded,
+        Subscribed,
+        Happened,
         Failure,
     ),
     ("handover_sock", "supervisor", "successor"): (

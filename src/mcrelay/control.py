@@ -50,6 +50,7 @@ from mcrelay.api import (
     StartTap,
     Stats,
     Status,
+    Subscribe,
     TapEnded,
     TapStarted,
     Upgrade,
@@ -90,10 +91,12 @@ from mcrelay.messages import (
     Shutdown,
     Start,
     TapOpened,
+    WorkerChanged,
 )
 from mcrelay.process import name_process
 from mcrelay.rules import Rule, RuleSet, check_generation
 from mcrelay.ruletext import parse_rule
+from mcrelay.subscriptions import Subscriptions
 from mcrelay.taps import Tap
 from mcrelay.turns import in_turns
 from mcrelay.worker import Life
@@ -121,11 +124,11 @@ class ControlPlane:
         request_fd, *page_fds = descriptors
         self._life = life
         self._start = start
-        self._settings = start.settings
         self._frames_malformed = 0
         self._table = FlowTable()
         self._pages = [_map_page(fd) for fd in page_fds]
         self._clients = Clients(self.serve, self.watch, self.keep)
+        self._subscriptions = Subscriptions(lambda: self._table, self._pages, start.settings.events)
         self._taps: set[Tap] = set()
         self._slot_names: dict[int, str] = {}  # of interfaces
         self._tasks: set[asyncio.Task[None]] = set()
@@ -159,12 +162,15 @@ class ControlPlane:
                 self._clients.accept(message, descriptors[0])
             case RecordRules():
                 self._record(message)
+            case WorkerChanged():
+                self._subscriptions.worker_changed(message)
             case Shutdown():
                 self.keep(asyncio.get_running_loop().create_task(self._finish()))
 
     async def _finish(self) -> None:
         """Answer what is about to be answered, and exit."""
         self._end_taps(Unavailable("the daemon stops, or another takes its place", "start the tap again"))
+        self._subscriptions.end()
         under_way = self._tasks - {asyncio.current_task()}
         if under_way:
             await asyncio.wait(under_way, timeout=FINISH_S)
@@ -177,17 +183,23 @@ class ControlPlane:
             self._in_snapshot = True
         # One that is another by now, in its own place: what pausing an output does.
         is_one = len(message.added) == len(message.removed) == 1
-        if not (is_one and self._table.replace(message.added[0])):
+        removed = [(rule_id, self._table.records[rule_id]) for rule_id in message.removed]
+        if is_one and self._table.replace(message.added[0]):
+            added = [(message.removed[0], message.added[0])]
+        else:
             for rule_id in message.removed:
                 self._table.take(rule_id)
-            for record in message.added:
-                self._table.put(record)
+            added = [(self._table.put(record), record) for record in message.added]
+        if not self._in_snapshot:
+            self._subscriptions.rules_changed(removed, added)
         if message.complete:
             if self._in_snapshot:
                 # What a former life of ours has given out is known now.
                 self._table = FlowTable(self._table.rules, self._table.records)
                 self._in_snapshot = False
+            before = self._table.interfaces
             self._table.interfaces = {record.name: record for record in message.interfaces}
+            self._subscriptions.interfaces_changed(before, self._table.interfaces)
             self._slot_names.clear()
             self._slot_names.update((record.slot, record.name) for record in message.interfaces)
             self._end_taps_of_none()
@@ -231,8 +243,8 @@ class ControlPlane:
         except Error as error:
             self._requests.send(Acknowledge(ticket=message.ticket, error=str(error)[:ERROR_MAX]))
             return
-        self._settings = configuration.settings
-        if waiting := self._settings.changes_at_start(self._start.settings):
+        self._subscriptions.configure(configuration.settings.events)
+        if waiting := configuration.settings.changes_at_start(self._start.settings):
             log.warning("%s: changed in the file, and in force after a restart", ", ".join(waiting))
         self._requests.send(Acknowledge(ticket=message.ticket))
 
@@ -411,8 +423,13 @@ class ControlPlane:
         await self._wait_recorded(applied.generation)
         return applied
 
-    async def watch(self, message: StartTap, connection: Connection) -> TapEnded:
-        """Show a client packets of a rule until it has seen enough."""
+    async def watch(self, message: StartTap | Subscribe, connection: Connection) -> Message:
+        """Show a client what it wants to see, until it has seen enough. The last message about it."""
+        if isinstance(message, Subscribe):
+            return await self._subscriptions.serve(message, connection)
+        return await self._tap(message, connection)
+
+    async def _tap(self, message: StartTap, connection: Connection) -> TapEnded:
         rule = self._table.rules.find(message.rule)
         record = self._table.records[rule.id]
         opened, descriptors = await self._ask_for(

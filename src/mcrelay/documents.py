@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 from mcrelay.api import InterfaceFacts, RuleFacts
+from mcrelay.config import Problem
 from mcrelay.messages import ProcessFacts
 
 
@@ -65,3 +66,46 @@ class Packet(PacketHeaders):
     copies: int
     dropped: list[OutputDrop]
     data: str  # in hexadecimal
+
+
+class CheckedFile(TypedDict):
+    """Of `mcrelay check`."""
+
+    problems: tuple[Problem, ...]
+
+
+class RuleTexts(TypedDict):
+    name: str | None
+    input: str
+    outputs: list[str]
+
+
+class ChangedRule(TypedDict):
+    before: RuleTexts
+    after: RuleTexts
+
+
+class Comparison(TypedDict):
+    """What would have to happen to the rules that run, or to those in a file."""
+
+    added: list[RuleTexts]
+    removed: list[RuleTexts]
+    changed: list[ChangedRule]
+
+
+class FileComparison(Comparison):
+    """Of `mcrelay diff`."""
+
+    restart: list[str]  # settings that come into force only then
+
+
+class AppliedFile(FileComparison):
+    """Of `mcrelay apply`."""
+
+    applied: bool
+
+
+class SavedFile(Comparison):
+    """Of `mcrelay save`."""
+
+    file: str

@@ -88,13 +88,15 @@ class FlowTable:
         for counter in record.output_counters:
             self._output_counters.give_back(counter)
 
-    def put(self, record: RuleRecord) -> None:
+    def put(self, record: RuleRecord) -> str:
+        """Returns the rule's id."""
         rule = parse_rule(record.input, record.outputs, record.name)
         self.rules.add(rule)
         self.records[rule.id] = record
         self._rule_counters.claim(record.counter)
         for counter in record.output_counters:
             self._output_counters.claim(counter)
+        return rule.id
 
     def replace(self, record: RuleRecord) -> bool:
         """Put a rule in the place of the one with its input, if that is counted in the same place. False if not."""

@@ -146,6 +146,15 @@ class RecordRules(Message, frozen=True):
     snapshot: bool = False
 
 
+class WorkerChanged(Message, frozen=True):
+    """A data plane's process has ended, or another one is ready."""
+
+    index: Positive
+    is_ready: bool
+    pid: int | None
+    restarts: Positive
+
+
 # --- request_sock: both ways -----------------------------------------------------------------------------------------
 
 

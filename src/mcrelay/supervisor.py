@@ -45,6 +45,7 @@ from mcrelay.messages import (
     RequestTap,
     RuleRecord,
     Start,
+    WorkerChanged,
 )
 from mcrelay.options import Options
 from mcrelay.pages import Page
@@ -325,6 +326,7 @@ class Supervisor:
         self._report.changed()
         if child.restarts:
             log.info("%s is back (pid %s)", child.name, child.pid)
+        self._tell_of(child)
         if child.role == "data" and not self._stopping.is_set() and all(c.state == "ready" for c in self._data):
             self._spare.prepare()  # not before: it would take time from the newcomer
 
@@ -448,6 +450,7 @@ class Supervisor:
         self._report.changed()
         if child.role == "control":
             self._listener.shut()
+        self._tell_of(child)
         if child.failure:
             self._spawn_task(self._active.announce())
         self._restart_later(child, delay_s)
@@ -476,6 +479,16 @@ class Supervisor:
                 )
             case _:
                 log.warning("%s sent %s, which nobody asked for", child.name, type(message).__name__)
+
+    def _tell_of(self, child: Child) -> None:
+        """Have the control plane's clients know that a data plane has gone or come back."""
+        if child.role == "data" and child.restarts and self._control.state == "ready":
+            self._control.tell(
+                "supervisor_sock",
+                WorkerChanged(
+                    index=child.index, is_ready=child.state == "ready", pid=child.pid, restarts=child.restarts
+                ),
+            )
 
     def _own_facts(self) -> ProcessFacts:
         status = process.status_of(os.getpid())

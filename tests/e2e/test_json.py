@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 from typing import Any, Final
 
 import jsonschema
@@ -47,12 +48,23 @@ def test_a_key_too_many_or_of_another_type_is_seen() -> None:
             check("version", bad)
 
 
-def test_commands_print_what_their_schemas_say(start: StartDaemon, line: RelayLine) -> None:
+FILE: Final = f"""\
+[[rule]]
+input = "{INPUT}%in0"
+output = "{OUTPUT},ttl=3"
+
+[[rule]]
+input = "239.1.1.9:5000%in0"
+output = "{OUTPUT}"
+"""
+
+
+def test_commands_print_what_their_schemas_say(start: StartDaemon, line: RelayLine, tmp_path: Path) -> None:
     daemon = start("--workers", "1")
     checked = set()
 
     def run(command: str, *arguments: str) -> Any:
-        done = daemon.run(command, *arguments, "--json", check=command not in ("explain", "doctor"))
+        done = daemon.run(command, *arguments, "--json", check=command not in ("explain", "doctor", "diff", "check"))
         document = json.loads(done.stdout)
         check(command, document)
         checked.add(command)
@@ -84,6 +96,17 @@ def test_commands_print_what_their_schemas_say(start: StartDaemon, line: RelayLi
         check(command, {"event": "report", **traffic.stop().as_dict()})
     run("pause", "feed", "1")
     run("resume", "feed")
+    file = tmp_path / "mcrelay.toml"
+    file.write_text("[deamon]\n")
+    broken = json.loads(subprocess.run([PROGRAM, "check", str(file), "--json"], stdout=subprocess.PIPE).stdout)
+    check("check", broken)
+    assert broken["problems"][0]["line"] == 1
+    checked.add("check")
+    file.write_text(FILE)
+    assert run("diff", str(file))["changed"]
+    assert run("save", str(tmp_path / "saved.toml"))["added"]
+    assert run("apply", str(file))["added"]
+    run("apply", str(tmp_path / "saved.toml"))
     run("restart-worker", "0")
     run("remove", "feed")
     daemon.pid = int(run("upgrade")["pid"])

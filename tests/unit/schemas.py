@@ -17,7 +17,16 @@ import msgspec
 from mcrelay.api import Added, Paused, Removed, Restarted, Stats, Upgraded
 from mcrelay.cli import cli
 from mcrelay.cli_print import ENVELOPE
-from mcrelay.documents import Listing, Packet, Processes, Versions
+from mcrelay.documents import (
+    AppliedFile,
+    CheckedFile,
+    FileComparison,
+    Listing,
+    Packet,
+    Processes,
+    SavedFile,
+    Versions,
+)
 from mcrelay.facts import Diagnosis
 from mcrelay.traffic import ReceiveReport, SendReport
 
@@ -36,6 +45,10 @@ PRINTED: Final[dict[str, Any]] = {
     "restart-worker": Restarted,
     "upgrade": Upgraded,
     "version": Versions,
+    "check": CheckedFile,
+    "diff": FileComparison,
+    "apply": AppliedFile,
+    "save": SavedFile,
     "explain": Diagnosis,
     "doctor": Diagnosis,
     "trace": Packet,

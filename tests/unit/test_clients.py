@@ -28,6 +28,7 @@ from mcrelay.api import (
     Pong,
     RuleText,
     StartTap,
+    Subscribe,
     TapEnded,
     Tapped,
     TappedPacket,
@@ -122,7 +123,7 @@ class Desk:
                 return Version(id=message.id, version="x" * 1_000_000, protocol=1)
         raise RuleError("no such rule")
 
-    async def _watch(self, message: StartTap, connection: Connection) -> Message:
+    async def _watch(self, message: StartTap | Subscribe, connection: Connection) -> Message:
         """Shows packets of a mebibyte together, more than the kernel's buffers hold, until nobody watches."""
         self.served.append(message)
         for _ in range(4):

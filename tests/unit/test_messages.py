@@ -73,7 +73,8 @@ def values(kind: inspect.Type) -> st.SearchStrategy[Any]:
             highest = le if le is not None else lt - 1 if lt is not None else 2**63 - 1
             return st.integers(ge if ge is not None else 0, highest)
         case inspect.FloatType(ge=ge, gt=gt, le=le):
-            return st.floats(ge if ge is not None else gt, le, exclude_min=ge is None)
+            lowest = ge if ge is not None else gt
+            return st.floats(lowest, le, exclude_min=gt is not None, allow_nan=False, allow_infinity=False)
         case inspect.StrType(pattern=str(pattern)):
             return st.from_regex(pattern, fullmatch=True, alphabet="0123456789")
         case inspect.StrType(max_length=longest):
@@ -106,8 +107,9 @@ def spoilt(kind: inspect.Type, value: Any) -> Iterator[tuple[str, Any]]:
                 yield "too big", le + 1 if le is not None else lt
         case inspect.Metadata(type=described):
             yield from spoilt(described, value)
-        case inspect.FloatType():
-            yield "too small", -1.0
+        case inspect.FloatType(ge=ge, gt=gt):
+            if ge is not None or gt is not None:
+                yield "too small", -1.0
             yield "a text", "1"
         case inspect.BoolType():
             yield "a number", 1
@@ -205,7 +207,7 @@ def test_every_message_is_somebodys() -> None:
         (
             ("client", "client", "control"),
             "Ping GetVersion GetStatus Add Remove Pause Change ListRules GetStats GetWorkers RestartWorker Upgrade "
-            "StartTap",
+            "StartTap Subscribe",
         ),
     ],
 )

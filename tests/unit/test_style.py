@@ -86,7 +86,7 @@ PURE = sorted(
         *("frames", "counters", "limits", "steering", "documents"),
         *("facts", "nearness", "sightings", "arrival", "departure", "explain", "doctor", "reasons"),
         *("engines.reassembly", "rootless", "tap", "pcapng"),
-        *("settings", "config", "declared"),
+        *("settings", "config", "declared", "flows"),
     )
     or name.startswith("mcrelay.protocols")
 )

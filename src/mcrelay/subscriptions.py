@@ -1,0 +1,134 @@
+"""Subscriptions: clients that are told what happens.
+
+Owns who wants to know what, and the look at the counters once a second while anybody does: with nobody there, it costs
+nothing. What a change of a rule, an interface or a worker is, its messages say; flows.py knows what the counters tell.
+Nobody is waited for: a subscriber that does not read is closed like any client (clients.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from mcrelay.api import Event, EventKind, Happened, Subscribe, Subscribed
+from mcrelay.counters import Page
+from mcrelay.errors import Unavailable
+from mcrelay.flows import Flows, Look
+from mcrelay.flowtable import FlowTable
+from mcrelay.messages import InterfaceRecord, Message, RuleRecord, WorkerChanged
+from mcrelay.settings import EventsSection
+from mcrelay.taps import Watcher
+from mcrelay.turns import in_turns
+
+LOOK_S: Final = 1.0
+TEXT_MAX: Final = 400  # characters: a rule may have a thousand outputs
+EVENTS_PER_MESSAGE: Final = 500  # of less than 1 KiB: they fit a frame
+
+
+class Subscriptions:
+    """All of them. `table` gives the rules as they are now; `pages` are the workers' counters."""
+
+    def __init__(self, table: Callable[[], FlowTable], pages: Sequence[Page], settings: EventsSection) -> None:
+        self._table = table
+        self._pages = pages
+        self._flows = Flows(settings)
+        self._wanted: dict[Watcher, tuple[int, frozenset[EventKind]]] = {}  # the request's id; no kinds: all
+        self._looking: asyncio.Task[None] | None = None
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def configure(self, settings: EventsSection) -> None:
+        self._flows.settings = settings
+
+    async def serve(self, message: Subscribe, watcher: Watcher) -> Message:
+        """Until the client is gone or the daemon ends. One subscription for each client: a later one replaces it."""
+        self._wanted[watcher] = message.id, frozenset(message.kinds)
+        watcher.reply(Subscribed(id=message.id))
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().create_task(self._look())
+        try:
+            await asyncio.wait({self._over, watcher.gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._wanted.pop(watcher, None)
+            if not self._wanted and self._looking:
+                self._looking.cancel()
+                self._looking = None
+        raise Unavailable("the daemon stops, or another takes its place", "subscribe again")
+
+    def end(self) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
+
+    # What happens.
+
+    def rules_changed(self, removed: Sequence[tuple[str, RuleRecord]], added: Sequence[tuple[str, RuleRecord]]) -> None:
+        """Ids and records."""
+        if not self._wanted:
+            return
+        gone, come = dict(removed), dict(added)
+        self._flows.forget(gone.keys() - come.keys())
+        events = [_event("rule_removed", _label(i, r), _text(r)) for i, r in gone.items() if i not in come]
+        events += [
+            _event("rule_changed" if i in gone else "rule_added", _label(i, r), _text(r)) for i, r in come.items()
+        ]
+        self._tell(events)
+
+    def interfaces_changed(self, before: Mapping[str, InterfaceRecord], after: Mapping[str, InterfaceRecord]) -> None:
+        if not self._wanted:
+            return
+        events = []
+        for name, record in after.items():
+            had = before[name].problems if name in before else {}
+            if record.problems and not had:
+                events.append(_event("interface_down", name, next(iter(record.problems.values()))))
+            elif had and not record.problems:
+                events.append(_event("interface_up", name, "it is there and in use"))
+        self._tell(events)
+
+    def worker_changed(self, message: WorkerChanged) -> None:
+        figures = {"restarts": float(message.restarts), **({} if message.pid is None else {"pid": float(message.pid)})}
+        kind: EventKind = "worker_up" if message.is_ready else "worker_down"
+        text = "forwards" if message.is_ready else "its process has ended; another takes its place"
+        self._tell([_event(kind, str(message.index), text, figures)])
+
+    async def _look(self) -> None:
+        """At all rules, again and again."""
+        for rule_id, record in self._table().records.items():
+            self._flows.begin(self._at(rule_id, record), time.monotonic())
+        while True:
+            await asyncio.sleep(LOOK_S)
+            now_s = time.monotonic()
+            events = []
+            async for rule_id, record in in_turns(list(self._table().records.items())):
+                for change in self._flows.see(self._at(rule_id, record), now_s):
+                    events.append(_event(change.kind, _label(rule_id, record), change.text, change.values))
+            self._tell(events)
+
+    def _at(self, rule_id: str, record: RuleRecord) -> Look:
+        packets = dropped = until_ns = 0
+        for page in self._pages:
+            came, _bytes, _forwarded, lost = page.rule(record.counter)
+            packets += came
+            dropped += lost
+            until_ns = max(until_ns, page.loop(record.counter).suspended_until_ns)
+        return Look(rule_id, packets, dropped, until_ns > time.monotonic_ns())
+
+    def _tell(self, events: Sequence[Event]) -> None:
+        for watcher, (request_id, kinds) in list(self._wanted.items()):
+            wanted = [event for event in events if not kinds or event.kind in kinds]
+            for at in range(0, len(wanted), EVENTS_PER_MESSAGE):
+                watcher.reply(Happened(id=request_id, events=tuple(wanted[at : at + EVENTS_PER_MESSAGE])))
+
+
+def _event(kind: EventKind, subject: str, text: str, values: dict[str, float] | None = None) -> Event:
+    return Event(time_ns=time.time_ns(), kind=kind, subject=subject, text=text, values=values or {})
+
+
+def _label(rule_id: str, record: RuleRecord) -> str:
+    return record.name or rule_id
+
+
+def _text(record: RuleRecord) -> str:
+    shown = " ".join(record.outputs)
+    return f"{record.input} -> {shown}"[:TEXT_MAX]
