@@ -24,7 +24,24 @@ from mcrelay.messages import (
 )
 from mcrelay.settings import Settings
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2  # another with every change of a message (handshake.py)
+PROTOCOL_OLDEST: Final = 2  # that a client may speak
+
+
+class Hello(Message, frozen=True):
+    """The first message of a connection, or none. The same in all protocols, as are Welcome and Failure."""
+
+    id: Id
+    protocol: Annotated[int, msgspec.Meta(ge=0, lt=2**31)]  # that the client speaks
+    client: Text  # what it is: for who reads why it was refused
+
+
+class Welcome(Message, frozen=True):
+    id: Id
+    version: Text  # of the daemon
+    protocol: Positive  # of this connection: as the client asked
+    oldest: Positive  # that this daemon understands
+    newest: Positive
 
 
 class Ping(Message, frozen=True):

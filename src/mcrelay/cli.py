@@ -269,7 +269,7 @@ def upgrade(as_json: bool, path: str) -> None:
     \b
     Example: mcrelay upgrade
     """
-    with Client(path) as client:
+    with Client(path, any_version=True) as client:
         upgraded = client.upgrade()
     if as_json:
         print_json(upgraded)
@@ -300,7 +300,7 @@ def version(as_json: bool, path: str) -> None:
     \b
     Example: mcrelay version
     """
-    with Client(path) as client:
+    with Client(path, any_version=True) as client:
         reply = client.version()
     if as_json:
         print_json(Versions(client=__version__, daemon=reply.version, protocol=reply.protocol))

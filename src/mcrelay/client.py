@@ -1,4 +1,4 @@
-"""The API for Python programs: what the command line does, as calls.
+"""The API for Python programs: what the command line does, as calls (docs/client.md).
 
     with Client() as relay:
         rule = relay.add("239.1.1.1:5000%eth0", ["239.2.2.2:6000%eth1,ttl=8"], name="feed-a")
@@ -6,9 +6,9 @@
         relay.remove(rule.rule.id)
 
 Every call waits for its answer and raises mcrelay.errors.Error with the daemon's reason if it was refused. Owns one
-connection, is used by one thread at a time. If the connection is lost, as when the daemon's control plane is replaced
-or the daemon upgraded, a call that only reads connects anew and asks again; one that changes something fails, since it
-may have been done, and the next call connects anew.
+connection, is used by one thread at a time; AsyncClient is for asyncio. If the connection is lost, as when the daemon's
+control plane is replaced or the daemon upgraded, a call that only reads connects anew and asks again; one that changes
+something fails, since it may have been done, and the next call connects anew.
 """
 
 from __future__ import annotations
@@ -17,102 +17,90 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self
 
+from mcrelay import calls
 from mcrelay.api import (
-    Add,
     Added,
-    Change,
     Changed,
-    Failure,
-    GetStats,
-    GetStatus,
-    GetVersion,
-    GetWorkers,
-    ListRules,
-    Pause,
+    EventKind,
+    Happened,
     Paused,
-    Ping,
-    Pong,
-    Remove,
     Removed,
     Restarted,
-    RestartWorker,
     RuleFacts,
     Rules,
-    RuleStats,
-    RuleText,
-    StartTap,
     Stats,
     Status,
-    TapEnded,
     Tapped,
-    TapStarted,
-    Upgrade,
     Upgraded,
     Version,
-    Workers,
 )
-from mcrelay.codec import Codec, encode, in_frames
-from mcrelay.errors import Busy, Error, NotPermitted, Unavailable
-from mcrelay.frames import FrameReader, Malformed
+from mcrelay.conversation import (
+    AGAIN_FOR_S,
+    AGAIN_S,
+    READ_SIZE,
+    TIMEOUT_S,
+    Absent,
+    Conversation,
+    Dialogue,
+    Item,
+    Lost,
+    Question,
+    Result,
+    Stream,
+    closed,
+    id_of,
+    lost,
+    no_connection,
+    unanswered,
+)
+from mcrelay.errors import Unavailable
+from mcrelay.handshake import greet
 from mcrelay.limits import TAP_BYTES_MAX
 from mcrelay.messages import Message, ProcessFacts
 from mcrelay.places import SYSTEM_SOCKET, find_socket
 
-DEFAULT_SOCKET: Final = SYSTEM_SOCKET
-TIMEOUT_S: Final = 15.0
-UPGRADE_S: Final = 35.0  # for the new daemon to start and take over, or not
-NAMES_PER_FRAME: Final = 8000  # of 64 characters
-READ_SIZE: Final = 64 * 1024
-AGAIN_FOR_S: Final = 5.0  # how long there may be nobody after a connection was lost
-AGAIN_S: Final = 0.05
-READING: Final = (Ping, GetVersion, GetStatus, ListRules, GetStats, GetWorkers)
+if TYPE_CHECKING:
+    from mcrelay.async_client import AsyncClient
 
-Reply = TypeVar("Reply", bound=Message)
+__all__ = ["DEFAULT_SOCKET", "TIMEOUT_S", "AsyncClient", "Client"]
+
+DEFAULT_SOCKET: Final = SYSTEM_SOCKET
+
+
+def __getattr__(name: str) -> Any:
+    """AsyncClient, once somebody asks for it: asyncio would double the time that a command takes to start."""
+    if name == "AsyncClient":
+        from mcrelay.async_client import AsyncClient
+
+        return AsyncClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class Client:
-    """Connects at once. Unavailable if no daemon listens at `path`, NotPermitted if the caller may not connect. Without
-    `path` it is the daemon that the command line would speak to."""
+    """Connects at once. Unavailable if no daemon listens at `path` or it does not answer within `timeout_s`,
+    NotPermitted if the caller may not connect, ProtocolError if the daemon is of a version that does not understand
+    this one. Without `path` it is the daemon that the command line would speak to.
 
-    def __init__(self, path: str | None = None, *, timeout_s: float = TIMEOUT_S) -> None:
+    `any_version` leaves the handshake out: version() and upgrade() are the same with daemons of all versions."""
+
+    def __init__(self, path: str | None = None, *, timeout_s: float = TIMEOUT_S, any_version: bool = False) -> None:
         self._path = path or find_socket()
         self._timeout_s = timeout_s
-        self._last_id = 0
-        self._connect()
-
-    def _connect(self) -> None:
-        path, timeout_s = self._path, self._timeout_s
-        self._is_lost = False
-        self._codec = Codec("client", "control", "client")
-        self._reader = FrameReader()
-        self._frames: list[bytes | Malformed] = []
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # A full backlog makes a non-blocking connect fail at once; this one waits, but not for ever.
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(timeout_s) + 1, 0))
-        try:
-            self._sock.connect(path)
-            self._sock.settimeout(timeout_s)
-        except BlockingIOError:
-            self._sock.close()
-            raise Busy(f"the daemon at {path} does not take clients", "try again; its log says more") from None
-        except PermissionError:
-            self._sock.close()
-            raise NotPermitted(
-                f"not permitted to use {path}",
-                "become root or a member of the socket's group ('ls -l' shows it)",
-            ) from None
-        except OSError as error:
-            self._sock.close()
-            raise Unavailable(
-                f"no mcrelay daemon at {path} ({error.strerror or error})", "start one: mcrelay run"
-            ) from None
+        self._any_version = any_version
+        self._is_closed = False
+        self._streams: set[_Connection] = set()
+        self._connection: _Connection | None = self._connect(Lost)
 
     def close(self) -> None:
-        self._sock.close()
+        """Streams end with it."""
+        self._is_closed = True
+        self._drop()
+        for connection in self._streams:
+            connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -125,30 +113,33 @@ class Client:
     # Calls.
 
     def ping(self) -> None:
-        self._ask(Ping(id=self._next_id()), Pong)
+        """Have an answer of the daemon."""
+        self._run(calls.ping())
 
     def version(self) -> Version:
-        return self._ask(GetVersion(id=self._next_id()), Version)
+        return self._run(calls.version())
 
     def status(self) -> Status:
-        return self._ask(GetStatus(id=self._next_id()), Status)
+        """The daemon as a whole."""
+        return self._run(calls.status())
 
     def add(self, input: str, outputs: Sequence[str], name: str | None = None) -> Added:
-        """Add a rule; when it returns, all workers concerned forward by it."""
-        return self._ask(Add(id=self._next_id(), input=input, outputs=tuple(outputs), name=name), Added)
+        """Add a rule; when it returns, all workers concerned forward by it. RuleError if it cannot be."""
+        return self._run(calls.add(input, outputs, name))
 
     def remove(self, rule: str) -> Removed:
-        """Remove a rule by name or id; when it returns, nothing is forwarded by it any more."""
-        return self._ask(Remove(id=self._next_id(), rule=rule), Removed)
+        """Remove a rule by name or id; when it returns, nothing is forwarded by it any more. RuleError if there is
+        none."""
+        return self._run(calls.remove(rule))
 
     def pause(self, rule: str, output: str | None = None) -> Paused:
         """Have an output of a rule (its text, its ADDRESS:PORT%INTERFACE, or its number, counted from 1), or all of
         them, send nothing until resume(); when it returns, nothing leaves by it."""
-        return self._ask(Pause(id=self._next_id(), rule=rule, output=output, paused=True), Paused)
+        return self._run(calls.pause(rule, output, paused=True))
 
     def resume(self, rule: str, output: str | None = None) -> Paused:
         """Have it send again."""
-        return self._ask(Pause(id=self._next_id(), rule=rule, output=output, paused=False), Paused)
+        return self._run(calls.pause(rule, output, paused=False))
 
     def change(
         self,
@@ -159,67 +150,32 @@ class Client:
     ) -> Changed:
         """Add rules, as (input, outputs, name), and remove others, by name or id: all of it in one step, or nothing.
         When it returns, all workers forward by the new rules. With `expect`, the generation of a listing, it is refused
-        (Error with code "conflict") if anybody has changed the rules since."""
-        request_id = self._next_id()
-        texts = [RuleText(input=input, outputs=tuple(outputs), name=name) for input, outputs, name in add]
-        pieces = [
-            Change(id=request_id, add=(), remove=tuple(remove[at : at + NAMES_PER_FRAME]), complete=False)
-            for at in range(0, len(remove), NAMES_PER_FRAME)
-        ]
-        pieces += [
-            Change(id=request_id, add=piece, remove=(), complete=last, expect=expect)
-            for piece, last in in_frames(texts)
-        ]
-        return self._ask(pieces, Changed)
+        (Conflict) if anybody has changed the rules since."""
+        return self._run(calls.change(add, remove, expect))
 
     def listing(self) -> Rules:
         """All rules, and the interfaces that they use."""
-        found: list[RuleFacts] = []
-        while True:
-            after = found[-1].id if found else None
-            reply = self._ask(ListRules(id=self._next_id(), after=after), Rules)
-            found += reply.rules
-            if not reply.more:
-                return Rules(
-                    id=reply.id,
-                    generation=reply.generation,
-                    rules=tuple(found),
-                    interfaces=reply.interfaces,
-                    more=False,
-                )
+        return self._run(calls.listing())
 
     def rules(self) -> tuple[RuleFacts, ...]:
-        return self.listing().rules
+        return self._run(calls.rules())
 
     def stats(self) -> Stats:
         """Counters of all workers and rules."""
-        rules: list[RuleStats] = []
-        while True:
-            after = rules[-1].id if rules else None
-            reply = self._ask(GetStats(id=self._next_id(), after=after), Stats)
-            rules += reply.rules
-            if not reply.more:
-                return Stats(
-                    id=reply.id,
-                    generation=reply.generation,
-                    workers=reply.workers,
-                    rules=tuple(rules),
-                    more=False,
-                    frames_malformed=reply.frames_malformed,
-                )
+        return self._run(calls.stats())
 
     def workers(self) -> tuple[ProcessFacts, ...]:
-        return self._ask(GetWorkers(id=self._next_id()), Workers).processes
+        """All processes of the daemon."""
+        return self._run(calls.workers())
 
     def restart_worker(self, index: int) -> Restarted:
         """Put another process in a data plane's place; when it returns, that one forwards. Nothing is lost."""
-        return self._ask(RestartWorker(id=self._next_id(), index=index), Restarted)
+        return self._run(calls.restart_worker(index))
 
     def upgrade(self) -> Upgraded:
         """Have the program, as it is installed now, take the place of the running daemon; when it returns, the new one
         forwards. Nothing is lost. This connection ends with the old one."""
-        self._sock.settimeout(UPGRADE_S)
-        return self._ask(Upgrade(id=self._next_id()), Upgraded)
+        return self._run(calls.upgrade())
 
     def tap(
         self,
@@ -231,106 +187,162 @@ class Client:
     ) -> Iterator[Tapped]:
         """Watch the next packets of a rule, `count` of them or without end, no more than `snap_length` bytes of each.
         An item has several packets where they come fast, and says how many were lost so far because they came too
-        fast; with `patience_s`, it has none when nothing came for so long. The connection is the tap's until the
-        iteration ends; the next call connects anew. Error when the tap ends otherwise: with its rule, with a worker,
-        with the daemon."""
-        started = self._ask(StartTap(id=self._next_id(), rule=rule, count=count, snap_length=snap_length), TapStarted)
-        return self._watch(started, patience_s)
+        fast; with `patience_s`, it has none when nothing came for so long. Error when the tap ends otherwise: RuleError
+        with its rule, Busy with a worker, Unavailable with the daemon."""
+        return self._open(calls.tap(rule, count, snap_length), patience_s)
 
-    def _watch(self, started: TapStarted, patience_s: float | None) -> Iterator[Tapped]:
-        lost = 0
-        self._sock.settimeout(patience_s)
+    def events(self, kinds: Sequence[EventKind] = (), *, patience_s: float | None = None) -> Iterator[Happened]:
+        """What happens from now on, of these kinds or of all (api.EVENT_KINDS). With `patience_s`, an item has no
+        events when nothing happened for so long. Unavailable when the daemon ends."""
+        return self._open(calls.events(kinds), patience_s)
+
+    # Their way.
+
+    def _run(self, dialogue: Dialogue[Result]) -> Result:
+        return _drive(dialogue, self._ask)
+
+    def _ask(self, question: Question) -> Message:
+        if self._is_closed:
+            raise closed()
+        deadline = time.monotonic() + AGAIN_FOR_S
+        while True:
+            if self._connection is None:
+                self._connection = self._connect(Lost, Absent)
+            try:
+                reply = self._connection.ask(question, self._timeout_s)
+            except Lost:  # which may have been to a daemon that was about to go
+                self._drop()
+                if not question.reads or time.monotonic() > deadline:
+                    raise
+            except BaseException:
+                self._drop()  # half a frame may be under way, or an answer
+                raise
+            else:
+                if id_of(reply) is None:
+                    self._drop()
+                return reply
+
+    def _open(self, stream: Stream[Item], patience_s: float | None = None) -> Iterator[Item]:
+        """The items of a stream, which has the connection from now on; other calls connect anew."""
+        self._run(stream.open())
+        connection, self._connection = self._connection, None
+        assert connection is not None
+        self._streams.add(connection)
+        return self._follow(connection, stream, patience_s)
+
+    def _follow(self, connection: _Connection, stream: Stream[Item], patience_s: float | None) -> Iterator[Item]:
+        last: Item | None = None
         try:
             while True:
                 try:
-                    message = self._receive()
+                    message = connection.receive(patience_s)
                 except TimeoutError:
-                    yield Tapped(id=started.id, packets=(), lost=lost)
+                    if stream.silence is not None:
+                        yield stream.silence(last)
                     continue
-                except OSError as error:
-                    raise Unavailable(f"lost the daemon at {self._path}: {error.strerror}", "try again") from None
-                match message:
-                    case Tapped():
-                        lost = message.lost
-                        yield message
-                    case TapEnded():
-                        return
-                    case Failure():
-                        raise Error(message.message, message.hint, code=message.code)
+                last = stream.take(message)
+                if last is None:
+                    return
+                yield last
         finally:
-            self._is_lost = True  # more of it may be under way
-            self.close()
+            connection.close()
+            self._streams.discard(connection)
 
-    # The wire.
-
-    def _next_id(self) -> int:
-        self._last_id += 1
-        return self._last_id
-
-    def _ask(self, request: Message | Sequence[Message], expect: type[Reply]) -> Reply:
-        if self._is_lost:
-            self._connect_again()
+    def _connect(self, *again: type[Unavailable]) -> _Connection:
+        """As soon as there is somebody, for a while where it fails by one of these."""
         deadline = time.monotonic() + AGAIN_FOR_S
         while True:
             try:
-                return self._ask_once(request, expect)
-            except Unavailable:
-                if not self._is_lost or not isinstance(request, READING) or time.monotonic() > deadline:
-                    raise
-            self._connect_again()  # which may be to one that is about to go, too
-
-    def _connect_again(self) -> None:
-        """As soon as there is somebody, for a while."""
-        deadline = time.monotonic() + AGAIN_FOR_S
-        self._sock.close()
-        while True:
-            try:
-                self._connect()
-                return
-            except Unavailable:
+                return self._greet(_Connection(self._path, self._timeout_s))
+            except again:
                 if time.monotonic() > deadline:
                     raise
             time.sleep(AGAIN_S)
 
-    def _ask_once(self, request: Message | Sequence[Message], expect: type[Reply]) -> Reply:
-        request_id = self._last_id
-        try:
-            frame = b"".join(map(encode, [request] if isinstance(request, Message) else request))
-        except UnicodeEncodeError as error:
-            raise Error(f"{error.object!r} is not UTF-8 text", "check how it was typed", code="usage") from None
-        except ValueError as error:
-            raise Error(str(error), "use fewer or shorter outputs", code="usage") from None
-        try:
-            with contextlib.suppress(BrokenPipeError):  # the daemon may have said why before it closed
-                self._sock.sendall(frame)
-            reply = self._receive()
-            while getattr(reply, "id", None) not in (request_id, None):
-                reply = self._receive()  # an answer that came too late for its request
-        except TimeoutError:
-            self.close()  # half a frame may be under way
-            raise Unavailable(f"the daemon at {self._path} does not answer", "its log says more") from None
-        except OSError as error:
-            self._is_lost = True
-            raise Unavailable(f"lost the daemon at {self._path}: {error.strerror}", "try again") from None
-        if isinstance(reply, Failure):
-            raise Error(reply.message, reply.hint, code=reply.code)
-        if not isinstance(reply, expect):
-            raise Error(f"the daemon answered with {type(reply).__name__}", "is it the same version?", code="protocol")
-        return reply
+    def _greet(self, connection: _Connection) -> _Connection:
+        if not self._any_version:
+            try:
+                _drive(greet(self._path), lambda question: connection.ask(question, self._timeout_s))
+            except BaseException:
+                connection.close()
+                raise
+        return connection
 
-    def _receive(self) -> Message:
-        while not self._frames:
-            data = self._sock.recv(READ_SIZE)
-            if not data:
-                self._is_lost = True
-                raise Unavailable(f"the daemon at {self._path} closed the connection", "try again")
-            self._frames.extend(self._reader.feed(data))
-        frame = self._frames.pop(0)
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+class _Connection:
+    """One, with one question under way at a time."""
+
+    def __init__(self, path: str, timeout_s: float) -> None:
+        self._path = path
+        self._conversation = Conversation(path)
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # A full backlog makes a non-blocking connect fail at once; this one waits, but not for ever.
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(timeout_s) + 1, 0))
         try:
-            if isinstance(frame, Malformed):
-                raise frame
-            return self._codec.decode(frame)
-        except Malformed as error:
-            raise Error(
-                f"the daemon's answer cannot be read: {error.why}", "is it the same version?", code="protocol"
-            ) from None
+            self._sock.connect(path)
+        except OSError as error:
+            self._sock.close()
+            raise no_connection(path, error) from None
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def ask(self, question: Question, patience_s: float) -> Message:
+        """The answer, a Failure too. Unavailable if there is none, ProtocolError if it cannot be read."""
+        request_id, frames = self._conversation.say(question)
+        deadline = time.monotonic() + (question.patience_s or patience_s)
+        try:
+            self._sock.settimeout(_left(deadline))
+            with contextlib.suppress(BrokenPipeError):  # the daemon may have said why before it closed
+                self._sock.sendall(frames)
+            while True:
+                reply = self.receive(_left(deadline))
+                if id_of(reply) in (request_id, None):
+                    return reply
+        except TimeoutError:
+            raise unanswered(self._path) from None
+        except OSError as error:
+            raise lost(self._path, error) from None
+
+    def receive(self, patience_s: float | None) -> Message:
+        """The next message of any kind. TimeoutError if none has come whole for so long; what has come of it is
+        kept."""
+        deadline = None if patience_s is None else time.monotonic() + patience_s
+        while (message := self._conversation.hear()) is None:
+            try:
+                self._sock.settimeout(_left(deadline))
+                data = self._sock.recv(READ_SIZE)
+            except TimeoutError:
+                raise
+            except OSError as error:
+                raise lost(self._path, error) from None
+            if not data:
+                raise lost(self._path)
+            self._conversation.feed(data)
+        return message
+
+
+def _left(deadline: float | None) -> float | None:
+    """Seconds until it. TimeoutError if it has passed."""
+    if deadline is None:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _drive(dialogue: Dialogue[Result], ask: Callable[[Question], Message]) -> Result:
+    """What it returns, each of its questions asked."""
+    try:
+        question = next(dialogue)
+        while True:
+            question = dialogue.send(ask(question))
+    except StopIteration as end:
+        result: Result = end.value
+        return result

@@ -19,12 +19,13 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Final
 
-from mcrelay.api import Change, Failure, RuleText, StartTap, Subscribe
+from mcrelay.api import Change, Failure, Hello, RuleText, StartTap, Subscribe
 from mcrelay.channel import Channel
 from mcrelay.codec import Codec
-from mcrelay.errors import Busy, Error, RuleError
+from mcrelay.errors import Busy, Error, ProtocolError, RuleError
 from mcrelay.frames import Malformed
-from mcrelay.limits import CLIENTS_MAX, RULES_MAX
+from mcrelay.handshake import welcome
+from mcrelay.limits import CLIENTS_MAX, REQUESTS_MAX, RULES_MAX
 from mcrelay.messages import Client, Message
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,6 @@ CLIENTS_OF_USER_MAX: Final = 1024  # of one user who is not privileged: nobody l
 DESCRIPTORS_OURS: Final = (
     256  # that are not clients': channels, pages (closed once mapped), what arrives with a message
 )
-REQUESTS_MAX: Final = 32  # of one client, under way at once
 MALFORMED_MAX: Final = 16  # of one client, before it is sent away
 CHANGE_MAX: Final = 8 * 1024 * 1024  # bytes of one change, all its pieces together: 60,000 outputs
 TEXT_OVERHEAD: Final = 64  # bytes of memory of a text besides its characters
@@ -55,6 +55,7 @@ class Connection:
     def __init__(self, clients: Clients, sock: socket.socket, peer: Client) -> None:
         self.peer = peer
         self._clients = clients
+        self._is_new = True  # nothing has come that could be read
         self._requests = 0
         self._taps = 0  # of the requests
         self._serving = 0  # bytes of changes under way
@@ -127,6 +128,10 @@ class Connection:
             self.close()
 
     def _received(self, message: Message, descriptors: list[int]) -> None:
+        is_first, self._is_new = self._is_new, False
+        if isinstance(message, Hello):
+            self._greet(message, is_first=is_first)
+            return
         size = 0
         if isinstance(message, Change):
             if not self._collect(message):
@@ -141,6 +146,16 @@ class Connection:
             self._requests += 1
             self._serving += size
             self._clients.keep(self._loop.create_task(self._serve(message, size)))
+
+    def _greet(self, hello: Hello, *, is_first: bool) -> None:
+        """Who speaks another protocol is sent away; a word too late does no harm."""
+        try:
+            self.reply(welcome(hello, is_first=is_first))
+        except ProtocolError as error:
+            if is_first:
+                self.turn_away(error, hello.id)
+            else:
+                self.reply(_failure(hello, error))
 
     def _forget_incoming(self) -> None:
         self._incoming, self._incoming_id, self._incoming_size = ([], []), None, 0

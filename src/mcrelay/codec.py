@@ -24,6 +24,7 @@ from mcrelay.api import (
     GetVersion,
     GetWorkers,
     Happened,
+    Hello,
     ListRules,
     Pause,
     Paused,
@@ -46,6 +47,7 @@ from mcrelay.api import (
     Upgrade,
     Upgraded,
     Version,
+    Welcome,
     Workers,
 )
 from mcrelay.frames import FRAME_MAX, HEADER, Malformed
@@ -152,6 +154,7 @@ PERMITTED: Final[dict[tuple[ChannelName, Role, Role], tuple[type[Message], ...]]
         Shutdown,
     ),
     ("client", "client", "control"): (
+        Hello,
         Ping,
         GetVersion,
         GetStatus,
@@ -168,6 +171,7 @@ PERMITTED: Final[dict[tuple[ChannelName, Role, Role], tuple[type[Message], ...]]
         Subscribe,
     ),
     ("client", "control", "client"): (
+        Welcome,
         Pong,
         Version,
         Status,

@@ -68,6 +68,12 @@ class Busy(Error):
     code = "busy"
 
 
+class ProtocolError(Error):
+    """The other side is not mcrelay, or another version."""
+
+    code = "protocol"
+
+
 class Conflict(Error):
     """The rules are no longer those that a change was meant for."""
 
@@ -76,3 +82,9 @@ class Conflict(Error):
 
 class NotPermitted(Error):
     code = "not_permitted"
+
+
+def error_of(code: str, message: str, hint: str) -> Error:
+    """The error of a code that came from elsewhere, perhaps from a later version."""
+    kind = next((kind for kind in Error.__subclasses__() if kind.code == code), Error)
+    return kind(message, hint, code=code)

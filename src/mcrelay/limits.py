@@ -17,6 +17,7 @@ INTERFACES_MAX: Final = 64  # in use at once; a worker's receive slots are a few
 ADDRESSES_MAX: Final = 4096  # of this host, that a worker knows; their texts fit one frame
 PORTS_MAX: Final = 1024  # in rootless mode, of all interfaces together, a socket each; a worker's descriptors
 WORKERS_MAX: Final = 64  # one per core; the control plane gets a counter page of each in one message
+REQUESTS_MAX: Final = 32  # of one client, under way at once
 CLIENTS_MAX: Final = 2048  # connected at once: 1,000 that watch, and as many that come and go; 8 MiB when idle
 
 TAPS_MAX: Final = 4  # open at once in one worker: each costs a send for each of its packets

@@ -34,6 +34,7 @@ from mcrelay.api import (
     GetStats,
     GetVersion,
     GetWorkers,
+    Hello,
     ListRules,
     Pause,
     Paused,
@@ -57,6 +58,7 @@ from mcrelay.client import DEFAULT_SOCKET, Client
 from mcrelay.codec import Codec, encode
 from mcrelay.errors import EXIT_CODES, Busy, Error, NotPermitted, Unavailable, UsageError
 from mcrelay.frames import FRAME_MAX, HEADER, FrameReader, Malformed
+from mcrelay.handshake import welcome
 from mcrelay.messages import Message, Shutdown
 from mcrelay.process import check_privileges
 
@@ -513,13 +515,17 @@ def fake_daemon(path: Path, serve: Serve) -> Iterator[None]:
 
 
 def requests(client: socket.socket) -> Iterator[Message]:
-    """What a client asks, until it goes."""
+    """What a client asks, once it has said hello, until it goes."""
     reader = FrameReader()
     codec = Codec("client", "client", "control")
     while data := client.recv(65536):
         for frame in reader.feed(data):
             assert not isinstance(frame, Malformed)
-            yield codec.decode(frame)
+            request = codec.decode(frame)
+            if isinstance(request, Hello):
+                client.sendall(encode(welcome(request, is_first=True)))
+            else:
+                yield request
 
 
 def answering(answer: Callable[[Message], Sequence[Message]]) -> Serve:
@@ -611,8 +617,8 @@ def test_a_daemon_that_does_not_accept_is_given_up(path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         listening.bind(str(path))
         listening.listen()
-        with Client(str(path), timeout_s=0.2) as client, pytest.raises(Unavailable, match="does not answer"):
-            client.ping()
+        with pytest.raises(Unavailable, match="does not answer"):
+            Client(str(path), timeout_s=0.2)
 
 
 def test_a_daemon_with_too_many_clients_waiting_is_busy_and_not_away(path: Path) -> None:
@@ -676,19 +682,12 @@ def test_a_text_that_is_no_unicode_is_refused(path: Path) -> None:
 def test_a_user_who_is_refused_by_the_daemon_is_told_so(path: Path) -> None:
     """The supervisor, and a control plane with too many clients, say so and close before anything is asked."""
     refused = Failure(id=None, code="not_permitted", message="user 7 may not", hint="become root")
-    closed = threading.Event()
 
     def serve(client: socket.socket) -> None:
         client.sendall(encode(refused))
-        client.close()
-        closed.set()
 
-    with fake_daemon(path, serve), Client(str(path), timeout_s=DEADLINE_S) as client:
-        assert closed.wait(DEADLINE_S)
-        with pytest.raises(Error) as refusal:
-            client.ping()
-        assert refusal.value.exit_code == EXIT_CODES[NotPermitted.code]
-        assert refusal.value.message == "user 7 may not"
+    with fake_daemon(path, serve), pytest.raises(NotPermitted, match="user 7 may not"):
+        Client(str(path), timeout_s=DEADLINE_S)
 
 
 # --- what is printed -------------------------------------------------------------------------------------------------

@@ -206,8 +206,8 @@ def test_every_message_is_somebodys() -> None:
         (("request_sock", "data", "supervisor"), "Ready Failed Acknowledge"),
         (
             ("client", "client", "control"),
-            "Ping GetVersion GetStatus Add Remove Pause Change ListRules GetStats GetWorkers RestartWorker Upgrade "
-            "StartTap Subscribe",
+            "Hello Ping GetVersion GetStatus Add Remove Pause Change ListRules GetStats GetWorkers RestartWorker "
+            "Upgrade StartTap Subscribe",
         ),
     ],
 )

@@ -83,7 +83,7 @@ PURE = sorted(
     in (
         *("cells", "rates", "top", "top_tables", "top_details"),
         *("rules", "ruletext", "entries", "ways", "cycles", "messages", "api", "codec"),
-        *("frames", "counters", "limits", "steering", "documents"),
+        *("frames", "counters", "limits", "steering", "documents", "handshake", "conversation", "calls"),
         *("facts", "nearness", "sightings", "arrival", "departure", "explain", "doctor", "reasons"),
         *("engines.reassembly", "rootless", "tap", "pcapng"),
         *("settings", "config", "declared", "flows"),

@@ -1,0 +1,151 @@
+"""The calls of the API, each once for all kinds of clients: its requests, and what is made of the answers.
+
+Owns how a result comes about: a long change in several messages, a long list in several answers. Knows no connection
+(conversation.py says what a Dialogue and a Stream are); client.py says what each call means to its user.
+
+A new call is a function here, and a method of the same name and parameters in Client and in AsyncClient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from mcrelay.api import (
+    Add,
+    Added,
+    Change,
+    Changed,
+    EventKind,
+    GetStats,
+    GetStatus,
+    GetVersion,
+    GetWorkers,
+    Happened,
+    ListRules,
+    Pause,
+    Paused,
+    Ping,
+    Pong,
+    Remove,
+    Removed,
+    Restarted,
+    RestartWorker,
+    RuleFacts,
+    Rules,
+    RuleText,
+    StartTap,
+    Stats,
+    Status,
+    Subscribe,
+    Subscribed,
+    TapEnded,
+    Tapped,
+    TapStarted,
+    Upgrade,
+    Upgraded,
+    Version,
+    Workers,
+)
+from mcrelay.codec import in_frames
+from mcrelay.conversation import ID, Dialogue, Stream, ask
+from mcrelay.errors import ProtocolError
+from mcrelay.messages import Message, ProcessFacts
+
+UPGRADE_S: Final = 35.0  # for the new daemon to start and take over, or not
+NAMES_PER_FRAME: Final = 8000  # of 64 characters
+
+Paged = TypeVar("Paged", Rules, Stats)
+
+
+def ping() -> Dialogue[None]:
+    yield from ask(Ping(id=ID), Pong, reads=True)
+
+
+def version() -> Dialogue[Version]:
+    return ask(GetVersion(id=ID), Version, reads=True)
+
+
+def status() -> Dialogue[Status]:
+    return ask(GetStatus(id=ID), Status, reads=True)
+
+
+def add(input: str, outputs: Sequence[str], name: str | None) -> Dialogue[Added]:
+    return ask(Add(id=ID, input=input, outputs=tuple(outputs), name=name), Added)
+
+
+def remove(rule: str) -> Dialogue[Removed]:
+    return ask(Remove(id=ID, rule=rule), Removed)
+
+
+def pause(rule: str, output: str | None, *, paused: bool) -> Dialogue[Paused]:
+    return ask(Pause(id=ID, rule=rule, output=output, paused=paused), Paused)
+
+
+def change(
+    add: Sequence[tuple[str, Sequence[str], str | None]], remove: Sequence[str], expect: int | None
+) -> Dialogue[Changed]:
+    texts = [RuleText(input=input, outputs=tuple(outputs), name=name) for input, outputs, name in add]
+    pieces = [
+        Change(id=ID, add=(), remove=tuple(remove[at : at + NAMES_PER_FRAME]), complete=False)
+        for at in range(0, len(remove), NAMES_PER_FRAME)
+    ]
+    pieces += [Change(id=ID, add=piece, remove=(), complete=last, expect=expect) for piece, last in in_frames(texts)]
+    return ask(tuple(pieces), Changed)
+
+
+def listing() -> Dialogue[Rules]:
+    return _all_pages(lambda after: ListRules(id=ID, after=after), Rules)
+
+
+def rules() -> Dialogue[tuple[RuleFacts, ...]]:
+    return (yield from listing()).rules
+
+
+def stats() -> Dialogue[Stats]:
+    return _all_pages(lambda after: GetStats(id=ID, after=after), Stats)
+
+
+def _all_pages(request: Callable[[str | None], Message], expect: type[Paged]) -> Dialogue[Paged]:
+    """The last answer, with the rules of all of them."""
+    found: list[Any] = []
+    while True:
+        reply = yield from ask(request(found[-1].id if found else None), expect, reads=True)
+        found += reply.rules
+        if not reply.more:
+            return msgspec.structs.replace(reply, rules=tuple(found))
+        if not reply.rules:
+            raise ProtocolError("the daemon's list has no end", "is it the same version?")
+
+
+def workers() -> Dialogue[tuple[ProcessFacts, ...]]:
+    return (yield from ask(GetWorkers(id=ID), Workers, reads=True)).processes
+
+
+def restart_worker(index: int) -> Dialogue[Restarted]:
+    return ask(RestartWorker(id=ID, index=index), Restarted)
+
+
+def upgrade() -> Dialogue[Upgraded]:
+    return ask(Upgrade(id=ID), Upgraded, patience_s=UPGRADE_S)
+
+
+def events(kinds: Sequence[EventKind]) -> Stream[Happened]:
+    return Stream(
+        Subscribe(id=ID, kinds=tuple(kinds)),
+        started=Subscribed,
+        item=Happened,
+        silence=lambda _last: Happened(id=ID, events=()),
+    )
+
+
+def tap(rule: str, count: int | None, snap_length: int) -> Stream[Tapped]:
+    return Stream(
+        StartTap(id=ID, rule=rule, count=count, snap_length=snap_length),
+        started=TapStarted,
+        item=Tapped,
+        ended=TapEnded,
+        silence=lambda last: Tapped(id=ID, packets=(), lost=last.lost if last else 0),
+    )
