@@ -12,7 +12,18 @@ from typing import NoReturn
 
 import click
 
-from mcrelay import __version__, cells, cli_config, cli_diagnose, cli_run, cli_stats, cli_tap, cli_top, cli_traffic
+from mcrelay import (
+    __version__,
+    cells,
+    cli_config,
+    cli_diagnose,
+    cli_events,
+    cli_run,
+    cli_stats,
+    cli_tap,
+    cli_top,
+    cli_traffic,
+)
 from mcrelay.api import Paused, RuleFacts
 from mcrelay.cli_group import Commands
 from mcrelay.cli_options import json_option as _json_option
@@ -71,6 +82,7 @@ cli.add_command(cli_config.apply)
 cli.add_command(cli_config.save)
 cli.add_command(cli_config.schema)
 cli.add_command(cli_stats.stats)
+cli.add_command(cli_events.events)
 cli.add_command(cli_top.top)
 cli.add_command(cli_traffic.send)
 cli.add_command(cli_traffic.receive)

@@ -107,6 +107,17 @@ def test_commands_print_what_their_schemas_say(start: StartDaemon, line: RelayLi
     assert run("save", str(tmp_path / "saved.toml"))["added"]
     assert run("apply", str(file))["added"]
     run("apply", str(tmp_path / "saved.toml"))
+    following = subprocess.Popen(
+        [PROGRAM, "events", "--json", "--count", "2", "--socket", daemon.socket], stdout=subprocess.PIPE, text=True
+    )
+    with following:
+        assert following.stdout is not None
+        while following.poll() is None:  # once it has subscribed, it sees two
+            daemon.run("pause", "feed")
+            daemon.run("resume", "feed")
+        for text in following.stdout:
+            check("events", json.loads(text))
+            checked.add("events")
     run("restart-worker", "0")
     run("remove", "feed")
     daemon.pid = int(run("upgrade")["pid"])

@@ -14,7 +14,7 @@ from typing import Any, Final
 import click
 import msgspec
 
-from mcrelay.api import Added, Paused, Removed, Restarted, Stats, Upgraded
+from mcrelay.api import Added, Event, Paused, Removed, Restarted, Stats, Upgraded
 from mcrelay.cli import cli
 from mcrelay.cli_print import ENVELOPE
 from mcrelay.documents import (
@@ -51,6 +51,7 @@ PRINTED: Final[dict[str, Any]] = {
     "save": SavedFile,
     "explain": Diagnosis,
     "doctor": Diagnosis,
+    "events": Event,
     "trace": Packet,
     "send": SendReport,
     "receive": ReceiveReport,

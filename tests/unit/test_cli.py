@@ -95,6 +95,7 @@ CLIENT_COMMANDS = {
     "ping": ["ping"],
     "version": ["version"],
     "diff": ["diff"],
+    "events": ["events"],
     "apply": ["apply"],
     "save": ["save"],
 }
@@ -277,6 +278,7 @@ HELP = {
     "workers": "Example: mcrelay workers",
     "restart-worker": "Example: mcrelay restart-worker 0",
     "upgrade": "Example: mcrelay upgrade",
+    "events": "Examples: mcrelay events",
     "trace": "Example: mcrelay trace feed-a",
     "capture": "Example: mcrelay capture feed-a -w - | tshark -r -",
     "ping": "Example: mcrelay ping",

@@ -1,0 +1,74 @@
+"""Hooks: a program that is run for each event.
+
+Owns its runs: one after the other, in the order of the events, each with a deadline. What cannot wait is dropped and
+counted: events are told as they happen, and a program that hangs must not keep them from others.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from mcrelay.api import Event
+from mcrelay.codec import json_text, to_json
+
+WAITING_MAX: Final = 256  # events
+DEADLINE_S: Final = 30.0  # of one run
+
+
+class Hook:
+    """`program` gets the event's kind and subject as arguments, all of it in the environment (MCRELAY_EVENT, _SUBJECT,
+    _TEXT) and as JSON on standard input. `complain` is told in a line what went wrong."""
+
+    def __init__(self, program: str, complain: Callable[[str], None], *, deadline_s: float = DEADLINE_S) -> None:
+        self._program = program
+        self._complain = complain
+        self._deadline_s = deadline_s
+        self._waiting: queue.Queue[Event | None] = queue.Queue(WAITING_MAX)
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def tell(self, event: Event) -> None:
+        try:
+            self._waiting.put_nowait(event)
+        except queue.Full:
+            self._dropped += 1
+            if self._dropped == 1:
+                self._complain(f"{self._program} is too slow: {WAITING_MAX} events wait, others are dropped")
+        else:
+            if self._dropped:
+                self._complain(f"{self._program}: {self._dropped} events were dropped")
+                self._dropped = 0
+
+    def close(self) -> None:
+        """Wait for what is to be run still."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (event := self._waiting.get()) is not None:
+            self._run(event)
+
+    def _run(self, event: Event) -> None:
+        environment = {"MCRELAY_EVENT": event.kind, "MCRELAY_SUBJECT": event.subject, "MCRELAY_TEXT": event.text}
+        try:
+            done = subprocess.run(
+                [self._program, event.kind, event.subject],
+                input=json_text(to_json(event), indent=0),
+                text=True,
+                env={**os.environ, **environment},
+                timeout=self._deadline_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            self._complain(f"{self._program} did not end within {self._deadline_s:.0f} s: it was ended")
+        except OSError as error:
+            self._complain(f"cannot run {self._program}: {error.strerror}")
+        else:
+            if done.returncode:
+                self._complain(f"{self._program} failed for {event.kind} {event.subject}: exit code {done.returncode}")

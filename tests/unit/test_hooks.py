@@ -1,0 +1,77 @@
+"""Programs that are run for events."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lab.namespaces import wait_until
+from mcrelay.api import Event
+from mcrelay.hooks import WAITING_MAX, Hook
+
+
+def event(subject: str) -> Event:
+    return Event(time_ns=1, kind="loss", subject=subject, text="much", values={})
+
+
+def program(directory: Path, text: str) -> str:
+    path = directory / "hook"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_each_event_has_its_run_in_order(tmp_path: Path) -> None:
+    said: list[str] = []
+    hook = Hook(program(tmp_path, f'cat > /dev/null; echo "$2 $MCRELAY_TEXT" >> {tmp_path}/runs'), said.append)
+    for number in range(5):
+        hook.tell(event(f"rule {number}; $(false)"))
+    hook.close()
+    assert (tmp_path / "runs").read_text() == "".join(f"rule {number}; $(false) much\n" for number in range(5))
+    assert said == []
+
+
+def test_one_that_does_not_read_is_no_failure(tmp_path: Path) -> None:
+    said: list[str] = []
+    hook = Hook(program(tmp_path, "exec <&-"), said.append)
+    hook.tell(event("x" * 100_000))
+    hook.close()
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("exit 4", "failed for loss r: exit code 4"), ("exec sleep 60", "did not end within 0 s: it was ended")],
+)
+def test_what_goes_wrong_is_said(tmp_path: Path, text: str, says: str) -> None:
+    said: list[str] = []
+    hook = Hook(program(tmp_path, text), said.append, deadline_s=0.3)
+    hook.tell(event("r"))
+    hook.close()
+    assert [says in line for line in said] == [True]
+
+
+def test_a_program_that_is_gone_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    hook = Hook(str(tmp_path / "none"), said.append)
+    hook.tell(event("r"))
+    hook.close()
+    assert said == [f"cannot run {tmp_path}/none: No such file or directory"]
+
+
+def test_a_program_that_is_too_slow_costs_events_and_that_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    hook = Hook(program(tmp_path, f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"), said.append)
+    for number in range(WAITING_MAX + 11):
+        hook.tell(event(str(number)))
+    assert "too slow" in said[0]
+    (tmp_path / "go").touch()
+
+    def is_through() -> bool:
+        hook.tell(event("more"))
+        return len(said) > 1
+
+    wait_until(is_through, 20)
+    assert "events were dropped" in said[1]
+    hook.close()
