@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from mcrelay.errors import Error
 PROGRAM: Final = str(Path(sys.executable).with_name("mcrelay"))
 READY_S: Final = 20.0
 STOP_S: Final = 10.0
+MORE: Final = re.compile(r"(\d+) more of these were suppressed in")
 
 
 class Daemon:
@@ -88,6 +90,11 @@ class Daemon:
         if text not in self.log:
             self._reader.join(1)
         assert text in self.log, f"the daemon did not log {text!r}:\n{self.log}"
+
+    def times_logged(self, text: str) -> int:
+        """How often it was logged, with what was suppressed and has been told."""
+        found = [MORE.search(line) for line in self._lines if text in line]
+        return sum(int(more[1]) if more else 1 for more in found)
 
     def client(self) -> Client:
         return Client(self.socket)

@@ -9,8 +9,9 @@
 #include <unistd.h>
 
 enum {
-    NAME_MAX_BYTES = 32,
-    LINE_BYTES = 256, /* two names of at most 32 bytes, two numbers, and the words between them */
+    BEFORE_BYTES = 128,
+    AFTER_BYTES = 16,
+    LINE_BYTES = 384, /* those, a name of at most 32 bytes, two numbers, and the words between them */
     DIGITS_MAX = 20,  /* of a long */
     SENT_BY_SECCOMP = 1, /* SYS_SECCOMP of asm/siginfo.h, which the C library's headers lack */
 };
@@ -21,7 +22,8 @@ const struct system_call system_calls[] = {
 };
 const size_t system_calls_count = sizeof(system_calls) / sizeof(*system_calls);
 
-static char own_name[NAME_MAX_BYTES + 1];
+static char words_before[BEFORE_BYTES + 1];
+static char words_after[AFTER_BYTES + 1];
 
 struct line {
     char text[LINE_BYTES];
@@ -62,8 +64,8 @@ static void last_words(int number, siginfo_t *info, void *context)
     ssize_t written;
 
     (void)context;
-    add(&line, own_name);
-    add(&line, " CRITICAL forbidden system call ");
+    add(&line, words_before);
+    add(&line, "forbidden system call ");
     if (info->si_code == SENT_BY_SECCOMP) {
         add(&line, name_of(info->si_syscall));
         add(&line, " (number ");
@@ -73,7 +75,9 @@ static void last_words(int number, siginfo_t *info, void *context)
         add(&line, "said to be made by somebody who sent the signal: process ");
     }
     add_number(&line, (unsigned long)getpid());
-    add(&line, " ends\n");
+    add(&line, " ends");
+    add(&line, words_after);
+    add(&line, "\n");
     /* A log that nobody reads must not keep this process alive. */
     if (poll(&log, 1, 0) == 1) {
         written = write(STDERR_FILENO, line.text, line.length);
@@ -84,13 +88,14 @@ static void last_words(int number, siginfo_t *info, void *context)
     raise(number);
 }
 
-int forbidden_install(const char *name)
+int forbidden_install(const char *before, const char *after)
 {
     struct sigaction action = {.sa_sigaction = last_words, .sa_flags = SA_SIGINFO};
 
-    if (strlen(name) > NAME_MAX_BYTES)
+    if (strlen(before) > BEFORE_BYTES || strlen(after) > AFTER_BYTES)
         return -EINVAL;
-    strcpy(own_name, name);
+    strcpy(words_before, before);
+    strcpy(words_after, after);
     sigfillset(&action.sa_mask);
     return sigaction(SIGSYS, &action, NULL) ? -errno : 0;
 }

@@ -23,7 +23,8 @@ struct system_call {
 extern const struct system_call system_calls[];
 extern const size_t system_calls_count;
 
-/* Handle SIGSYS from now on, under this name (of up to 32 bytes). 0 or negative errno. */
-int forbidden_install(const char *name);
+/* Handle SIGSYS from now on. What stands before the words, who says them above all, and behind (of up to 128 and 16
+ * bytes), is the log's format. 0 or negative errno. */
+int forbidden_install(const char *before, const char *after);
 
 #endif

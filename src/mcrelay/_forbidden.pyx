@@ -11,14 +11,15 @@ cdef extern from "forbidden.h":
         const char *name
     const system_call system_calls[]
     size_t system_calls_count
-    int forbidden_install(const char *name)
+    int forbidden_install(const char *before, const char *after)
 
 
 NUMBERS = {system_calls[i].name.decode("ascii"): system_calls[i].number for i in range(system_calls_count)}
 
 
-def install(str name):
-    cdef bytes encoded = name.encode("ascii")
-    cdef int result = forbidden_install(encoded)
+def install(str before, str after):
+    """Name it on standard error, between these two of up to 128 and 16 bytes."""
+    cdef bytes first = before.encode("ascii"), last = after.encode("ascii")
+    cdef int result = forbidden_install(first, last)
     if result < 0:
         raise OSError(-result, os.strerror(-result))

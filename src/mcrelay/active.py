@@ -321,7 +321,7 @@ class ActiveRules:
         try:
             await self._give_all_rules(child, self._of_worker[child.index].values())
         except Busy as error:
-            log.warning("%s", error)
+            log.warning("a worker cannot be given its former rules: %s", error)
             child.kill_life(life)  # its next life starts with the rules that hold
 
     async def _commit(self, added: list[Active], removed: list[Active]) -> list[Retired]:
@@ -341,6 +341,7 @@ class ActiveRules:
             self._note(active)
             self._links.keep(active.rule)
         self.generation += 1
+        log.debug("generation %d: %d rules added, %d removed", self.generation, len(added), len(removed))
         return retired
 
     def _note(self, active: Active) -> None:

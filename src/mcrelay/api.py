@@ -14,6 +14,7 @@ from mcrelay.limits import RULE_OUTPUTS_MAX, TAP_BYTES_MAX
 from mcrelay.messages import (
     HugeText,
     Id,
+    LogLevel,
     LongText,
     Message,
     PacketCount,
@@ -366,6 +367,27 @@ class Happened(Message, frozen=True):
 
     id: Id
     events: tuple[Event, ...]
+
+
+class GetLogLevels(Message, frozen=True):
+    id: Id
+
+
+class SetLogLevels(Message, frozen=True):
+    """Log from `level` on (null: as before), and of `components` from theirs on; "default" takes a component's away."""
+
+    id: Id
+    level: HugeText | None = None
+    components: dict[HugeText, HugeText] = msgspec.field(default_factory=dict)
+
+
+class LogLevels(Message, frozen=True):
+    """The levels in force, in all processes. `known`: all components, which have `level` if none of their own."""
+
+    id: Id
+    level: LogLevel
+    components: dict[str, LogLevel]
+    known: tuple[str, ...]
 
 
 class GetWorkers(Message, frozen=True):

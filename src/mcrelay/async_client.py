@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -25,6 +25,7 @@ from mcrelay.api import (
     Changed,
     EventKind,
     Happened,
+    LogLevels,
     Paused,
     Removed,
     Restarted,
@@ -136,6 +137,12 @@ class AsyncClient:
 
     async def workers(self) -> tuple[ProcessFacts, ...]:
         return await self._run(calls.workers())
+
+    async def log_levels(self) -> LogLevels:
+        return await self._run(calls.log_levels())
+
+    async def set_log_levels(self, level: str | None = None, components: Mapping[str, str] | None = None) -> LogLevels:
+        return await self._run(calls.set_log_levels(level, components or {}))
 
     async def restart_worker(self, index: int) -> Restarted:
         return await self._run(calls.restart_worker(index))

@@ -8,7 +8,7 @@ A new call is a function here, and a method of the same name and parameters in C
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -19,12 +19,14 @@ from mcrelay.api import (
     Change,
     Changed,
     EventKind,
+    GetLogLevels,
     GetStats,
     GetStatus,
     GetVersion,
     GetWorkers,
     Happened,
     ListRules,
+    LogLevels,
     Pause,
     Paused,
     Ping,
@@ -36,6 +38,7 @@ from mcrelay.api import (
     RuleFacts,
     Rules,
     RuleText,
+    SetLogLevels,
     StartTap,
     Stats,
     Status,
@@ -122,6 +125,14 @@ def _all_pages(request: Callable[[str | None], Message], expect: type[Paged]) ->
 
 def workers() -> Dialogue[tuple[ProcessFacts, ...]]:
     return (yield from ask(GetWorkers(id=ID), Workers, reads=True)).processes
+
+
+def log_levels() -> Dialogue[LogLevels]:
+    return ask(GetLogLevels(id=ID), LogLevels, reads=True)
+
+
+def set_log_levels(level: str | None, components: Mapping[str, str]) -> Dialogue[LogLevels]:
+    return ask(SetLogLevels(id=ID, level=level, components=dict(components)), LogLevels)
 
 
 def restart_worker(index: int) -> Dialogue[Restarted]:

@@ -22,7 +22,7 @@ from mcrelay.channel import Channel
 from mcrelay.codec import Codec
 from mcrelay.errors import Busy
 from mcrelay.frames import Malformed
-from mcrelay.messages import Acknowledge, ChannelName, Failed, Message, ProcessFacts, Ready, Shutdown, Start
+from mcrelay.messages import Acknowledge, ChannelName, Failed, Message, Probe, ProcessFacts, Ready, Shutdown, Start
 from mcrelay.spare import Started, start
 
 log = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ class Child:
                 self._on_ready(self)
             case Failed():
                 self.failure = message
-                log.error("%s: %s; %s", self.name, message.message, message.hint)
+                log.error("%s cannot work here: %s; %s", self.name, message.message, message.hint)
             case Acknowledge():
                 future = self._waiting.pop(message.ticket, None)
                 if future is None or future.done():
@@ -237,7 +237,7 @@ class Child:
         try:
             opened.send(message, descriptors, give=give)
         except (Busy, ConnectionError) as error:
-            log.warning("%s: %s", self.name, error)
+            log.warning("%s cannot be told anything: %s: restarting it", self.name, error)
             self.kill()
 
     def ticket(self) -> int:
@@ -257,6 +257,8 @@ class Child:
                 for descriptor in (descriptor for _message, descriptors in parts for descriptor in descriptors):
                     os.close(descriptor)
             raise Busy(f"{self.name} is being restarted", "try again")
+        if not isinstance(parts[0][0], Probe):
+            log.debug("%s is told %s", self.name, type(parts[0][0]).__name__)
         future = self._loop.create_future()
         self._waiting[ticket] = future
         try:
@@ -280,7 +282,7 @@ class Child:
         try:
             await self.command(ticket, (command(ticket=ticket), ()))
         except Busy as error:
-            log.warning("%s", error)
+            log.warning("a worker cannot be made to let go of something: %s", error)
             self.kill_life(life)
 
     @property

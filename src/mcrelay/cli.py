@@ -18,6 +18,7 @@ from mcrelay import (
     cli_config,
     cli_diagnose,
     cli_events,
+    cli_log,
     cli_run,
     cli_stats,
     cli_tap,
@@ -90,6 +91,7 @@ cli.add_command(cli_diagnose.explain)
 cli.add_command(cli_diagnose.doctor)
 cli.add_command(cli_tap.trace)
 cli.add_command(cli_tap.capture)
+cli.add_command(cli_log.log)
 
 
 @cli.command()

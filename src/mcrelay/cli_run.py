@@ -11,9 +11,11 @@ from typing import Any, Final
 import click
 import msgspec
 
+from mcrelay import cli_log
 from mcrelay.config import Configuration
 from mcrelay.errors import UsageError
 from mcrelay.limits import LATENCY_BUDGET_US_DEFAULT, LATENCY_BUDGET_US_MAX, RING_MEMORY_DEFAULT, WORKERS_MAX
+from mcrelay.messages import LogFormat, LogSettings
 from mcrelay.options import Options
 from mcrelay.places import SYSTEM_SOCKET, VARIABLE, user_socket
 from mcrelay.rootless import check_cores, check_ring
@@ -74,8 +76,15 @@ SWITCHES: Final = ("rootless", "busy_poll")
     is_flag=True,
     help="Start without the rules that the last daemon on this socket had; they are kept in SOCKET.state.old.",
 )
-@click.option("--debug", is_flag=True, help="Log more, and report whatever blocks an event loop.")
-def run(config: str | None, no_restore: bool, debug: bool, **given: Any) -> None:
+@cli_log.log_options
+def run(
+    config: str | None,
+    no_restore: bool,
+    log_levels: tuple[str, ...],
+    log_format: LogFormat | None,
+    debug: bool,
+    **given: Any,
+) -> None:
     """Run the daemon in the foreground, until SIGTERM or Ctrl-C. Needs root, or CAP_NET_RAW and CAP_NET_ADMIN.
 
     With --config it has the rules of that file, and of conf.d/*.toml beside it, and no others; SIGHUP reads them again.
@@ -93,11 +102,12 @@ def run(config: str | None, no_restore: bool, debug: bool, **given: Any) -> None
     from mcrelay import config_files, service
 
     loaded = Configuration(Settings(), ()) if config is None else config_files.load(config)
-    service.run(make_options(loaded.settings, config, given, restore=False if no_restore else None, debug=debug))
+    logs = cli_log.log_settings(loaded.settings.log, log_levels, log_format, debug=debug)
+    service.run(make_options(loaded.settings, config, given, logs, restore=False if no_restore else None))
 
 
 def make_options(
-    settings: Settings, config: str | None, given: dict[str, Any], *, restore: bool | None, debug: bool
+    settings: Settings, config: str | None, given: dict[str, Any], logs: LogSettings, *, restore: bool | None
 ) -> Options:
     """`given` are the command line's, by the names of the file's settings; those that are not given are None or, of
     switches, False. UsageError if they, or they and the file, do not go together or with this machine."""
@@ -129,7 +139,7 @@ def make_options(
         ring_memory=daemon.ring_mib * 2**20,
         latency_budget_us=daemon.latency_budget_us,
         busy_poll=daemon.busy_poll,
-        debug=debug,
+        logs=logs,
         restore=daemon.restore,
         rootless=daemon.rootless,
         config=None if config is None else os.path.abspath(config),

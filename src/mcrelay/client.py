@@ -17,7 +17,7 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -27,6 +27,7 @@ from mcrelay.api import (
     Changed,
     EventKind,
     Happened,
+    LogLevels,
     Paused,
     Removed,
     Restarted,
@@ -167,6 +168,15 @@ class Client:
     def workers(self) -> tuple[ProcessFacts, ...]:
         """All processes of the daemon."""
         return self._run(calls.workers())
+
+    def log_levels(self) -> LogLevels:
+        """From which level on the daemon logs, by component."""
+        return self._run(calls.log_levels())
+
+    def set_log_levels(self, level: str | None = None, components: Mapping[str, str] | None = None) -> LogLevels:
+        """Have all components log from `level` on, those in `components` from theirs on, which "default" takes away
+        again; when it returns, all of the daemon's processes do. Error if there is no such level or component."""
+        return self._run(calls.set_log_levels(level, components or {}))
 
     def restart_worker(self, index: int) -> Restarted:
         """Put another process in a data plane's place; when it returns, that one forwards. Nothing is lost."""

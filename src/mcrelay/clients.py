@@ -95,7 +95,7 @@ class Connection:
 
     def turn_away(self, error: Error, request_id: int | None = None) -> None:
         """Say why, if it reads, and close."""
-        log.warning("%s: %s: closed", self.channel.name, error.message)
+        log.warning("%s is turned away: %s", self.channel.name, error.message)
         self.reply(Failure(id=request_id, code=error.code, message=error.message, hint=error.hint))
         self.close()
 
@@ -129,6 +129,7 @@ class Connection:
 
     def _received(self, message: Message, descriptors: list[int]) -> None:
         is_first, self._is_new = self._is_new, False
+        log.debug("%s asks: %s", self.channel.name, type(message).__name__)
         if isinstance(message, Hello):
             self._greet(message, is_first=is_first)
             return
@@ -248,6 +249,7 @@ class Clients:
         connection = Connection(self, socket.socket(fileno=descriptor), peer)
         self._connections.add(connection)
         self._of_user[peer.uid] += 1
+        log.debug("%s is connected", connection.channel.name)
         if refusal:
             connection.turn_away(refusal)
         elif self._sweeping is None:
@@ -270,6 +272,7 @@ class Clients:
             return
         self._connections.discard(connection)
         connection.gone.set_result(None)
+        log.debug("%s is gone", connection.channel.name)
         uid = connection.peer.uid
         self._of_user[uid] -= 1
         if not self._of_user[uid]:

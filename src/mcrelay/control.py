@@ -22,19 +22,21 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from mcrelay import __version__, counters, worker
+from mcrelay import __version__, counters, levels, logs, worker
 from mcrelay.api import (
     PROTOCOL,
     Add,
     Added,
     Change,
     Changed,
+    GetLogLevels,
     GetStats,
     GetStatus,
     GetVersion,
     GetWorkers,
     InterfaceFacts,
     ListRules,
+    LogLevels,
     OutputStats,
     Pause,
     Paused,
@@ -47,6 +49,7 @@ from mcrelay.api import (
     RuleFacts,
     Rules,
     RuleStats,
+    SetLogLevels,
     StartTap,
     Stats,
     Status,
@@ -72,12 +75,15 @@ from mcrelay.messages import (
     Acknowledge,
     Applied,
     ApplyRules,
+    ChangeLevels,
     Client,
     Configure,
     GetProcesses,
     HandedOver,
     HandOver,
     InterfaceRecord,
+    Levels,
+    LevelsChanged,
     Message,
     Probe,
     Processes,
@@ -88,6 +94,7 @@ from mcrelay.messages import (
     ReplaceWorker,
     RequestTap,
     RuleRecord,
+    SetLevels,
     Shutdown,
     Start,
     TapOpened,
@@ -101,7 +108,7 @@ from mcrelay.taps import Tap
 from mcrelay.turns import in_turns
 from mcrelay.worker import Life
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("mcrelay.control")  # we may be __main__
 
 SUPERVISOR_S: Final = 10.0  # for the answer to one request
 UPGRADE_S: Final = 30.0
@@ -212,12 +219,15 @@ class ControlPlane:
 
     def _from_requests(self, message: Message, descriptors: list[int]) -> None:
         match message:
-            case Applied() | Refused() | Replaced() | HandedOver() | Processes() | TapOpened():
+            case Applied() | Refused() | LevelsChanged() | Replaced() | HandedOver() | Processes() | TapOpened():
                 future = self._asked.pop(message.id, None)
                 if future and not future.done():
                     future.set_result((message, descriptors))
                 else:
                     _close(descriptors)
+            case SetLevels():
+                logs.set_levels(message.levels)
+                self._requests.send(Acknowledge(ticket=message.ticket))
             case Probe():
                 self._requests.send(Acknowledge(ticket=message.ticket))
             case Configure():
@@ -332,6 +342,10 @@ class ControlPlane:
             case GetWorkers():
                 processes = await self._ask(lambda i: [GetProcesses(id=i)], Processes)
                 return Workers(id=message.id, processes=processes.processes)
+            case GetLogLevels():
+                return _levels_reply(message.id, logs.levels())
+            case SetLogLevels():
+                return await self._set_log_levels(message)
             case Upgrade():
                 handed = await self._ask(lambda i: [HandOver(id=i)], HandedOver, UPGRADE_S)
                 return Upgraded(id=message.id, pid=handed.pid)
@@ -352,6 +366,11 @@ class ControlPlane:
             generation=self._table.generation,
             rules=len(self._table.rules),
         )
+
+    async def _set_log_levels(self, message: SetLogLevels) -> LogLevels:
+        level, components = levels.checked(message.level, message.components)
+        changed = await self._ask(lambda i: [ChangeLevels(id=i, level=level, components=components)], LevelsChanged)
+        return _levels_reply(message.id, changed.levels)
 
     async def _add(self, message: Add) -> Added:
         rule = parse_rule(message.input, message.outputs, message.name)
@@ -552,6 +571,10 @@ class ControlPlane:
         return OutputStats(output=text, packets=packets, bytes=size, dropped=dropped)
 
 
+def _levels_reply(request_id: int, found: Levels) -> LogLevels:
+    return LogLevels(id=request_id, level=found.level, components=found.components, known=levels.COMPONENTS)
+
+
 def _close(descriptors: Iterable[int]) -> None:
     for descriptor in descriptors:
         os.close(descriptor)
@@ -576,10 +599,10 @@ def _page_of(rules: Iterator[tuple[Rule, RuleRecord]]) -> tuple[list[tuple[Rule,
 
 
 def main() -> None:
-    """python -m mcrelay.control UID GID, with FD 3."""
-    uid, gid = worker.identity(sys.argv[1:])
+    """python -m mcrelay.control UID GID FORMAT, with FD 3."""
+    identity = worker.identity(sys.argv[1:])
     name_process("mcrelay-control")
-    worker.main("control", ControlPlane, uid, gid)
+    worker.main("control", ControlPlane, *identity)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Final, NamedTuple
 
-from mcrelay import counters, worker
+from mcrelay import counters, logs, worker
 from mcrelay.channel import Channel
 from mcrelay.codec import Codec
 from mcrelay.engines.base import Engine
@@ -45,6 +45,7 @@ from mcrelay.messages import (
     Ready,
     RemoveRule,
     RuleRecord,
+    SetLevels,
     SetOwnAddresses,
     SetPatternInterfaces,
     Shutdown,
@@ -57,7 +58,7 @@ from mcrelay.ruletext import parse_rule
 from mcrelay.ways import WAYS, Direction, Link
 from mcrelay.worker import Life
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("mcrelay.dataplane")  # we may be __main__
 
 NOTICE_S: Final = 5.0  # between two looks at what people should know of interfaces
 LOOP_NOTICE_S: Final = 0.5  # at suspended rules: half as long as the shortest suspension
@@ -214,10 +215,10 @@ class DataPlane:
         """Log what somebody can do something about, when it began and when it went on."""
         for slot, name in self._names.items():
             counted = self._page.interface(slot)
-            for key, text in NOTICES.items():
+            for key in NOTICES:
                 before = self._noticed.get((name, key), 0)
                 if counted[key] > before:
-                    log.warning(text, {"name": name, "more": counted[key] - before})
+                    log.warning(NOTICES[key], {"name": name, "more": counted[key] - before})
                 self._noticed[name, key] = counted[key]
         self._loop.call_later(NOTICE_S, self._notice)
 
@@ -243,6 +244,8 @@ class DataPlane:
     # Commands.
 
     def _command(self, message: Message, descriptors: list[int]) -> None:
+        if not isinstance(message, Probe):
+            log.debug("told %s", type(message).__name__)
         match message:
             case AttachInterface():
                 self._attach(message, *descriptors)
@@ -266,6 +269,9 @@ class DataPlane:
                 )
             case OpenTap():
                 self._open_tap(message, descriptors[0])
+            case SetLevels():
+                logs.set_levels(message.levels)
+                self._acknowledge(message.ticket)
             case Probe():
                 self._execute(message.ticket, self._engine.probe, lambda error: None)
             case Shutdown():
@@ -468,15 +474,15 @@ def _close(fd: int) -> None:
 
 
 def main() -> None:
-    """python -m mcrelay.dataplane UID GID, with FD 3."""
-    uid, gid = worker.identity(sys.argv[1:])
+    """python -m mcrelay.dataplane UID GID FORMAT, with FD 3."""
+    identity = worker.identity(sys.argv[1:])
     # Import both engines while the code can still be read.
     import mcrelay.engines.reference
 
     with contextlib.suppress(ImportError):  # make_engine says so
         import mcrelay.engines.uring  # noqa: F401 - imported for later
     name_process("mcrelay-data")
-    worker.main("data", DataPlane, uid, gid)
+    worker.main("data", DataPlane, *identity)
 
 
 if __name__ == "__main__":

@@ -421,7 +421,7 @@ class Links:
         try:
             await self._patterns.tell(self._patterns.names() if names is None else names)
         except Busy as error:
-            log.warning("%s", error)
+            log.warning("workers do not know what patterns stand for: %s", error)
             self._again()
             return False
         return True
@@ -442,7 +442,7 @@ class Links:
         known = {(r.name, d): text for r in before for d, text in r.problems.items()}
         now = {(r.name, d): text for r in self.records() for d, text in r.problems.items()}
         for text in dict.fromkeys(text for need, text in now.items() if known.get(need) != text):
-            log.warning("%s", text)
+            log.warning("rules have to do without an interface: %s", text)
         for name in dict.fromkeys(name for name, _direction in known.keys() - now.keys()):
             if name in self._attachments and not any(needed == name for needed, _direction in now):
                 log.info("interface %s is there and in use", name)

@@ -172,7 +172,7 @@ class Listener:
             try:
                 pid, uid, gid = self._check(client)
             except NotPermitted as error:
-                log.warning("%s", error)
+                log.warning("a client is refused: %s", error)
                 refusal = Failure(id=None, code=error.code, message=error.message, hint=error.hint)
                 client.setblocking(False)
                 with contextlib.suppress(OSError):

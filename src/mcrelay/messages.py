@@ -48,6 +48,9 @@ Port = Annotated[int, msgspec.Meta(ge=1, lt=2**17)]  # of rootless mode: a port,
 Positive = Annotated[int, msgspec.Meta(ge=0)]
 PacketCount = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 SnapLength = Annotated[int, msgspec.Meta(ge=0, le=TAP_BYTES_MAX)]  # bytes of a packet
+LogLevel = Literal["debug", "info", "warning", "error"]
+NewLevel = Literal[LogLevel, "default"]  # of a component: "default" takes its own away
+LogFormat = Literal["auto", "text", "json", "journal"]
 UNJOINED_MAX: Final = 100  # groups, of all interfaces, that are told; a log line has how many there are
 
 
@@ -85,6 +88,21 @@ class InterfaceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unjoined: Annotated[dict[Text, Text], msgspec.Meta(max_length=UNJOINED_MAX)]
 
 
+class Levels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """From which level on messages are logged: `level`, but of `components` that have one of their own."""
+
+    level: LogLevel = "info"
+    components: dict[Text, LogLevel] = {}
+
+
+class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is logged, and how. With `watch` it includes whatever blocks an event loop."""
+
+    levels: Levels = Levels()
+    format: LogFormat = "text"
+    watch: bool = False
+
+
 class ProcessFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the kernel says of one process, and what the supervisor knows of it."""
 
@@ -115,7 +133,7 @@ class Start(Message, frozen=True):
     latency_budget_us: Annotated[int, msgspec.Meta(ge=0, le=LATENCY_BUDGET_US_MAX)]
     busy_poll: bool
     version: str
-    debug: bool
+    logs: LogSettings
     config: LongText | None = None  # of the control plane: the file, and what it said when the daemon started
     settings: Settings = Settings()
 
@@ -194,6 +212,28 @@ class Applied(Message, frozen=True):
     id: Id
     generation: Id
     workers: Positive  # that acknowledged
+
+
+class ChangeLevels(Message, frozen=True):
+    """Log from these levels on, in all processes; what is not named stays."""
+
+    id: Id
+    level: LogLevel | None
+    components: dict[Text, NewLevel]
+
+
+class LevelsChanged(Message, frozen=True):
+    """All processes do."""
+
+    id: Id
+    levels: Levels
+
+
+class SetLevels(Message, frozen=True):
+    """Log from these levels on. To a data plane on command_sock."""
+
+    ticket: Id
+    levels: Levels
 
 
 class ReplaceWorker(Message, frozen=True):
@@ -393,6 +433,7 @@ class Inherit(Message, frozen=True):
     counters_version: Positive
     counters_size: Positive  # bytes of a page
     rootless: bool = False
+    levels: Levels | None = None
 
     def descriptors(self) -> int:
         return 1 + self.workers

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mcrelay.messages import LogSettings
 from mcrelay.settings import Settings, WorkerSection
 
 
@@ -22,7 +23,7 @@ class Options:
     ring_memory: int  # bytes per worker and interface
     latency_budget_us: int
     busy_poll: bool
-    debug: bool
+    logs: LogSettings
     restore: bool  # the rules of the last daemon
     rootless: bool  # without any privilege
     config: str | None = None  # the file

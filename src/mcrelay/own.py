@@ -42,7 +42,7 @@ class OwnAddresses:
             try:
                 await self.introduce(child)
             except Busy as error:
-                log.warning("%s", error)  # its next life will know
+                log.warning("a worker does not know the addresses of this host: %s", error)  # its next life will know
 
     async def introduce(self, child: Child) -> None:
         ticket = child.ticket()

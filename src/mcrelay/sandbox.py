@@ -30,7 +30,7 @@ from collections.abc import Mapping
 from types import MappingProxyType, ModuleType
 from typing import Final, Literal
 
-from mcrelay import landlock, process, seccomp
+from mcrelay import landlock, logs, process, seccomp
 from mcrelay.channel import SCM_MAX_FD
 from mcrelay.limits import CLIENTS_MAX, INTERFACES_MAX, PORTS_MAX, TAPS_MAX, WORKERS_MAX
 from mcrelay.seccomp import ALLOW, KILL, Call, Null, OneOf, Without
@@ -221,7 +221,7 @@ def _filter(role: Role) -> None:
     if _forbidden is None or numbers is None:
         log.warning("no system call is forbidden: there is no list for %s, or no native module", MACHINE)
         return
-    _forbidden.install(f"mcrelay[{role}]")
+    _forbidden.install(*logs.around("sandbox", process=role))
     # What a list names and this architecture lacks, it does without.
     calls = {numbers[name]: _own(call) for name, call in CALLS[role].items() if name in numbers}
     _install(

@@ -6,33 +6,47 @@ Checks what can be checked before anything is opened, and runs the supervisor's 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import faulthandler
 import logging
 import signal
+import sys
 
-from mcrelay import places, process, store
+import msgspec
+
+from mcrelay import logs, places, process, store
 from mcrelay import rootless as mode
 from mcrelay.errors import Error
 from mcrelay.handover import Predecessor
+from mcrelay.levels import changed
+from mcrelay.messages import Levels
 from mcrelay.net import plain
 from mcrelay.options import Options
 from mcrelay.supervisor import Supervisor
-from mcrelay.worker import configure_logging, watch_loop
+from mcrelay.worker import watch_loop
 
 log = logging.getLogger(__name__)
 
 
 def run(options: Options) -> None:
-    """Until the daemon is told to stop. Error if it cannot work here."""
-    configure_logging("mcrelay", debug=options.debug)
+    """Until the daemon is told to stop. Error if it cannot work here, where the log is for people."""
+    log_settings = msgspec.structs.replace(options.logs, format=logs.resolved(options.logs.format))
+    options = dataclasses.replace(options, logs=log_settings)
+    logs.begin("supervisor", log_settings.format, log_settings.levels)
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):  # before there is anything to do for them
         signal.signal(number, signal.SIG_IGN)
-    if options.rootless:
-        _begin_rootless(options.socket)
-    else:
-        process.check_privileges()
-    process.raise_descriptor_limit()
-    asyncio.run(_supervise(options))
+    try:
+        if options.rootless:
+            _begin_rootless(options.socket)
+        else:
+            process.check_privileges()
+        process.raise_descriptor_limit()
+        asyncio.run(_supervise(options))
+    except Error as error:
+        if log_settings.format == "text":
+            raise
+        log.critical("cannot run: %s", error, extra={"code": error.code})
+        sys.exit(error.exit_code)
 
 
 def _begin_rootless(socket: str) -> None:
@@ -41,12 +55,12 @@ def _begin_rootless(socket: str) -> None:
         places.make_user_directory(socket)
     log.info("%s", mode.REMARK)
     if remark := mode.buffer_remark(plain.RECEIVE_BUFFER, plain.receive_buffer_max()):
-        log.warning("%s", remark)
+        log.warning("rootless buffers: %s", remark)
 
 
 async def _supervise(options: Options) -> None:
-    watch_loop(debug=options.debug)
-    if options.debug:
+    watch_loop(debug=options.logs.watch)
+    if options.logs.watch:
         faulthandler.enable()  # SIGABRT shows where it is; workers may not
     descriptor = process.predecessor_fd()
     predecessor = Predecessor(descriptor) if descriptor is not None else None
@@ -57,6 +71,8 @@ async def _supervise(options: Options) -> None:
             if predecessor
             else store.take(options.socket, workers, wanted=options.restore, rootless=options.rootless)
         )
+        if predecessor and heritage and heritage.first.levels:
+            options = _with_levels(options, heritage.first.levels)
         supervisor = Supervisor(options, predecessor, heritage)
         process.keep_needed_capabilities(none=options.rootless)  # the socket is there, wherever its user wanted it
         await supervisor.run()
@@ -64,3 +80,10 @@ async def _supervise(options: Options) -> None:
         if predecessor:
             predecessor.refuse(error)
         raise
+
+
+def _with_levels(options: Options, inherited: Levels) -> Options:
+    """Log on from the levels of the daemon whose place this one takes: somebody may have changed them."""
+    levels = changed(Levels(), inherited.level, inherited.components)
+    logs.set_levels(levels)
+    return dataclasses.replace(options, logs=msgspec.structs.replace(options.logs, levels=levels))

@@ -29,6 +29,7 @@ from mcrelay.listener import Listener
 from mcrelay.messages import (
     Applied,
     ApplyRules,
+    ChangeLevels,
     Client,
     GetProcesses,
     HandedOver,
@@ -54,6 +55,7 @@ from mcrelay.report import Report
 from mcrelay.settings import Settings
 from mcrelay.spare import Spare
 from mcrelay.state import StateFile
+from mcrelay.verbosity import Verbosity
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +90,7 @@ class Supervisor:
         self._incoming_key: tuple[int, int] | None = None
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        credentials = (str(self._identity.uid), str(self._identity.gid))
+        credentials = (str(self._identity.uid), str(self._identity.gid), options.logs.format)
         child = functools.partial(
             Child, on_ready=self._child_ready, on_message=self._child_message, on_exit=self._child_exited
         )
@@ -109,6 +111,7 @@ class Supervisor:
         self._state = StateFile(options.socket)
         self._report = Report(self._status)
         self._reloads = Reloads(options.config, self._control, self._report)
+        self._verbosity = Verbosity(options.logs, self._children)
         if heritage:
             self._active.adopt(heritage)
             self._state.note(self._active.generation, self._active.records())
@@ -166,7 +169,7 @@ class Supervisor:
         try:
             saved = self._state.load()
         except SystemRefusal as error:
-            log.error("%s", error)
+            log.error("cannot restore the rules: %s", error)
             self._state.set_aside()
             return
         if not saved or not saved.rules:
@@ -228,7 +231,7 @@ class Supervisor:
             latency_budget_us=latency_budget_us,
             busy_poll=busy_poll,
             version=__version__,
-            debug=self._options.debug,
+            logs=self._verbosity.settings_for(child),
             config=self._options.config if child.role == "control" else None,
             settings=self._options.settings if child.role == "control" else Settings(),
         )
@@ -240,7 +243,7 @@ class Supervisor:
             else:
                 child.start(start, [page.readable() for page in self._pages])
         except Exception as error:  # whatever it is, there has to be a next try
-            log.error("%s: %r", child.name, error, exc_info=not isinstance(error, SystemRefusal | OSError))
+            log.error("cannot start %s: %r", child.name, error, exc_info=not isinstance(error, SystemRefusal | OSError))
             self._restart_later(child, START_AGAIN_S)
 
     def _restart_later(self, child: Child, delay_s: float) -> None:
@@ -318,9 +321,11 @@ class Supervisor:
                 try:
                     await self._active.bring_in(child)
                 except Busy as error:
-                    log.warning("%s", error)
+                    log.warning("a worker cannot be given its rules: %s", error)
                     child.kill_life(life)
                     return
+            if not await self._verbosity.introduce(child):
+                return
             child.state = "ready"
         await self._active.announce()
         self._report.changed()
@@ -441,6 +446,7 @@ class Supervisor:
             counters_version=counters.VERSION,
             counters_size=counters.PAGE_SIZE,
             rootless=self._options.rootless,
+            levels=self._verbosity.levels,
         )
         yield first, [self._listener.fileno(), *(page.fd for page in self._pages)]
         yield from self._active.will()
@@ -459,6 +465,8 @@ class Supervisor:
         match message:
             case ApplyRules():
                 self._collect(child, message)
+            case ChangeLevels():
+                self._spawn_task(self._verbosity.serve(child, message))
             case ReplaceWorker():
                 self._spawn_task(self._replace(child, message))
             case RequestTap():

@@ -15,11 +15,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final, Literal, Protocol
 
-from mcrelay import __version__, process, sandbox
+from mcrelay import __version__, logs, process, sandbox
 from mcrelay.channel import Channel
 from mcrelay.codec import Codec
 from mcrelay.errors import EXIT_CODES
-from mcrelay.messages import Message, Start
+from mcrelay.messages import LogFormat, Message, Start
 
 log = logging.getLogger(__name__)
 
@@ -48,34 +48,27 @@ class Life:
         return await self._over
 
 
-def configure_logging(name: str, *, debug: bool) -> None:
-    """One line per message on standard error; who says it stands in each."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(f"%(asctime)s {name} %(levelname)s %(message)s"))
-    logging.root.handlers[:] = [handler]
-    logging.root.setLevel(logging.INFO)
-    logging.getLogger("mcrelay").setLevel(logging.DEBUG if debug else logging.INFO)
-
-
 def watch_loop(*, debug: bool) -> None:
-    """With `debug`, let asyncio report whatever blocks the running loop."""
+    """Log by the running loop, and with `debug` let asyncio report whatever blocks it."""
     loop = asyncio.get_running_loop()
     loop.set_debug(debug)
     loop.slow_callback_duration = SLOW_CALLBACK_S
+    logs.follow(loop)
 
 
 BY_HAND: Final = "this is a part of mcrelay and not to be started by hand; see 'mcrelay run --help'"
 
 
-def identity(arguments: Sequence[str]) -> tuple[int, int]:
-    """Whom a worker's command line tells it to become: UID GID. Exits if it says something else."""
+def identity(arguments: Sequence[str]) -> tuple[int, int, LogFormat]:
+    """Whom a worker's command line tells it to become, and how to log until Start says more: UID GID FORMAT. Exits if
+    it says something else."""
     try:
-        uid, gid = map(int, arguments)
+        uid, gid, log_format = arguments
+        return int(uid), int(gid), logs.checked_format(log_format)
     except ValueError:
-        configure_logging("mcrelay", debug=False)
+        logs.begin("supervisor", "text")
         log.error(BY_HAND)
         sys.exit(EXIT_CODES["usage"])
-    return uid, gid
 
 
 def main(
@@ -83,9 +76,10 @@ def main(
     make: Callable[[Start, list[int], Life], Worker],
     uid: int,
     gid: int,
+    log_format: LogFormat,
 ) -> None:
     """Run a worker and exit with its code."""
-    configure_logging(f"mcrelay[{role}]", debug=False)
+    logs.begin(role, log_format)
     try:
         process.drop_privileges(uid, gid)
     except OSError as error:
@@ -98,6 +92,7 @@ def main(
 
 
 async def _live(role: Literal["control", "data"], make: Callable[[Start, list[int], Life], Worker]) -> int:
+    logs.follow(asyncio.get_running_loop())
     life = Life()
     worker: Worker | None = None
 
@@ -108,11 +103,9 @@ async def _live(role: Literal["control", "data"], make: Callable[[Start, list[in
                 log.error("a second Start, or one for role %s of version %s", message.role, message.version)
                 life.end(EXIT_CODES["protocol"])
                 return
-            configure_logging(
-                f"mcrelay[{role}/{message.index}]" if role == "data" else "mcrelay[control]",
-                debug=message.debug,
-            )
-            watch_loop(debug=message.debug)
+            name = f"{role}/{message.index}" if role == "data" else role
+            logs.begin(name, message.logs.format, message.logs.levels)
+            watch_loop(debug=message.logs.watch)
             log.debug("in the sandbox; %s", confined)
             worker = make(message, descriptors, life)
             sandbox.seal(role)

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -117,7 +118,8 @@ def _exactly(sock: socket.socket, size: int) -> bytes:
     return data
 
 
-MALFORMED = {
+MALFORMED = {  # of which the log shows the first
+    "oversized": struct.pack(">I", 2 * 1024 * 1024) + bytes(2 * 1024 * 1024),
     "not JSON": frame(b"hello"),
     "empty": frame(b""),
     "bad UTF-8": frame(b'{"type":"ping","id":"\xff\xfe"}'),
@@ -131,7 +133,6 @@ MALFORMED = {
     "a giant number": frame(b'{"type":"ping","id":' + b"9" * 5000 + b"}"),
     "deeply nested": frame(b'{"type":"ping","id":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
     "an array": frame(b"[]"),
-    "oversized": struct.pack(">I", 2 * 1024 * 1024) + bytes(2 * 1024 * 1024),
 }
 
 
@@ -144,9 +145,9 @@ def test_malformed_requests_are_answered_counted_and_survived(daemon: Daemon) ->
             sock.sendall(frame(b'{"type":"ping","id":7}'))
             assert reply(sock) == {"type": "pong", "id": 7}, kind
         assert daemon.json("stats")["frames_malformed"] == number
-    assert daemon.log.count("malformed frame on client") == len(MALFORMED)
-    assert "stage frame" in daemon.log
-    assert "stage decode" in daemon.log
+    daemon.wait_for_log("malformed frame on client")
+    daemon.wait_for_log("stage frame")
+    daemon.wait_for_log("stage decode")
 
 
 def test_descriptors_from_a_client_are_closed_and_counted(daemon: Daemon) -> None:
@@ -157,7 +158,7 @@ def test_descriptors_from_a_client_are_closed_and_counted(daemon: Daemon) -> Non
         answers = sorted((reply(sock), reply(sock)), key=lambda answer: str(answer["type"]))
         assert [answer["type"] for answer in answers] == ["failure", "pong"]
     wait_until(lambda: len(os.listdir(f"/proc/{control}/fd")) <= before, 5, "descriptors stay open")
-    assert "stage descriptors" in daemon.log
+    daemon.wait_for_log("stage descriptors")
 
 
 def test_a_client_that_only_sends_rubbish_is_sent_away(daemon: Daemon) -> None:
@@ -238,8 +239,7 @@ def test_malformed_frames_from_a_worker_are_counted_and_the_system_forwards_on(
 
     wait_until(lambda: counted() == 5 * channels, 10, f"{counted()} malformed frames were counted")
     assert daemon.pids() == pids, "a process was taken down"
-    for channel in ("supervisor_sock", "request_sock", "command_sock"):
-        assert f"malformed frame on {channel} of" in daemon.log
+    assert re.search("malformed frame on (supervisor|request|command)_sock of", daemon.log)
     daemon.run("remove", "feed")
     daemon.run("add", "239.1.1.1:5000%in0", "239.2.2.2:6000%out0")
 

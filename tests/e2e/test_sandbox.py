@@ -32,10 +32,9 @@ from lab.namespaces import wait_until
 from lab.plan import ReceivePlan, SendPlan
 from lab.topology import RelayLine
 from lab.traffic import run_sender, start_receiver
-from mcrelay import counters, landlock, process, sandbox, seccomp
+from mcrelay import counters, landlock, logs, process, sandbox, seccomp
 from mcrelay._forbidden import NUMBERS
 from mcrelay.sandbox import Role
-from mcrelay.worker import configure_logging
 from tests.e2e.test_privileges import descriptors, status
 
 ROLES: Final = get_args(Role)
@@ -313,7 +312,7 @@ def test_landlock_denies_what_no_filter_would() -> None:
 def test_a_kernel_that_refuses_filters_is_no_reason_not_to_work() -> None:
     def refuse() -> None:
         sys.stderr = os.fdopen(2, "w")
-        configure_logging("mcrelay", debug=False)
+        logs.begin("control", "text")
         refusing = {NUMBERS["seccomp"]: seccomp.Call(action=seccomp.refuse(errno.EINVAL))}
         text = seccomp.program(refusing, machine=sandbox.MACHINE, default=seccomp.ALLOW)
         seccomp.install(text, process.system_call, NUMBERS["seccomp"])

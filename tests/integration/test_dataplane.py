@@ -29,6 +29,7 @@ from mcrelay.messages import (
     AttachPort,
     DetachInterface,
     DetachPort,
+    LogSettings,
     Message,
     OpenTap,
     Ready,
@@ -170,7 +171,7 @@ class Rig:
             latency_budget_us=0,
             busy_poll=False,
             version=__version__,
-            debug=False,
+            logs=LogSettings(),
         )
         self.worker = DataPlane(
             start, [theirs.detach(), their_commands.detach(), page], self.life, lambda kind, memory: self.engine

@@ -33,7 +33,7 @@ from mcrelay.channel import QUEUE_MAX, SCM_MAX_FD, Channel
 from mcrelay.codec import Codec, encode
 from mcrelay.errors import Busy
 from mcrelay.frames import FRAME_MAX, HEADER, Malformed
-from mcrelay.messages import Client, Message, RecordRules, Shutdown, Start
+from mcrelay.messages import Client, LogSettings, Message, RecordRules, Shutdown, Start
 
 DEADLINE_S = 10.0
 CLIENT = Client(pid=1, uid=2, gid=3)
@@ -47,7 +47,7 @@ START = Start(
     latency_budget_us=0,
     busy_poll=False,
     version="1",
-    debug=False,
+    logs=LogSettings(),
 )
 GARBAGE = HEADER.pack(7) + b"garbage"
 

@@ -36,6 +36,7 @@ from mcrelay.api import (
     GetWorkers,
     Hello,
     ListRules,
+    LogLevels,
     Pause,
     Paused,
     Ping,
@@ -47,6 +48,7 @@ from mcrelay.api import (
     RuleFacts,
     Rules,
     RuleStats,
+    SetLogLevels,
     Stats,
     Upgrade,
     Upgraded,
@@ -90,6 +92,7 @@ CLIENT_COMMANDS = {
     "workers": ["workers"],
     "restart-worker": ["restart-worker", "0"],
     "upgrade": ["upgrade"],
+    "log": ["log", "debug", "links=info"],
     "trace": ["trace", "feed-a"],
     "capture": ["capture", "feed-a", "-w", "-"],
     "ping": ["ping"],
@@ -279,6 +282,7 @@ HELP = {
     "restart-worker": "Example: mcrelay restart-worker 0",
     "upgrade": "Example: mcrelay upgrade",
     "events": "Examples: mcrelay events",
+    "log": "mcrelay log links=debug clients=warning",
     "trace": "Example: mcrelay trace feed-a",
     "capture": "Example: mcrelay capture feed-a -w - | tshark -r -",
     "ping": "Example: mcrelay ping",
@@ -737,6 +741,9 @@ def playing(request: Message) -> list[Message]:
             return [Restarted(id=request.id, index=request.index, pid=77)]
         case Upgrade():
             return [Upgraded(id=request.id, pid=78)]
+        case SetLogLevels(level="debug"):
+            known = ("clients", "links")
+            return [LogLevels(id=request.id, level="debug", components={"links": "info"}, known=known)]
         case GetWorkers():
             return [Workers(id=request.id, processes=())]
     raise AssertionError(request)
@@ -767,6 +774,7 @@ JSON = {
     "workers": {"processes"},
     "restart-worker": {"index", "pid"},
     "upgrade": {"pid"},
+    "log": {"level", "components", "known"},
     "version": {"client", "daemon", "protocol"},
 }
 

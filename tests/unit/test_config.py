@@ -18,9 +18,11 @@ from mcrelay.config import PROBLEMS_MAX, ConfigError, Configuration, read, rule_
 from mcrelay.config_files import FileError
 from mcrelay.declared import difference
 from mcrelay.errors import UsageError
+from mcrelay.messages import Levels, LogSettings
 from mcrelay.ruletext import parse_rule
 from mcrelay.settings import Settings, schema
 
+LOGS = LogSettings(levels=Levels(level="info"))
 FEED = '[[rule]]\nname = "feed"\ninput = "239.1.1.1:5000%eth0"\noutput = "239.2.2.2:6000%eth1"\n'
 
 
@@ -230,7 +232,7 @@ def test_the_command_line_counts_more_than_the_file() -> None:
     ).settings
     core = str(min(os.sched_getaffinity(0)))
     given = {"cores": core, "ring_mib": 4, "busy_poll": False, "rootless": False, "socket": None}
-    options = make_options(settings, "m.toml", given, restore=None, debug=False)
+    options = make_options(settings, "m.toml", given, LOGS, restore=None)
     assert options.cores == (int(core),)
     assert options.ring_memory == 4 * 2**20
     assert options.busy_poll
@@ -241,7 +243,7 @@ def test_the_command_line_counts_more_than_the_file() -> None:
 
 def test_interfaces_and_workers_have_settings_of_their_own() -> None:
     text = "[interface.eth0]\nring_mib = 2\n[interface.eth1]\n[worker.0]\nbusy_poll = true\nlatency_budget_us = 7\n"
-    options = make_options(read_texts(text).settings, "x", {}, restore=None, debug=False)
+    options = make_options(read_texts(text).settings, "x", {}, LOGS, restore=None)
     assert options.ring_memories() == {"eth0": 2 * 2**20}
     assert options.of_worker(0) == (7, True)
     assert options.of_worker(1) == (options.latency_budget_us, False)
@@ -249,7 +251,7 @@ def test_interfaces_and_workers_have_settings_of_their_own() -> None:
 
 def test_a_worker_that_is_not_there_has_no_settings() -> None:
     with pytest.raises(UsageError, match=r"\[worker.63\]: there are workers 0 to"):
-        make_options(read_texts("[worker.63]\n").settings, "x", {"workers": 1}, restore=None, debug=False)
+        make_options(read_texts("[worker.63]\n").settings, "x", {"workers": 1}, LOGS, restore=None)
 
 
 def test_what_counts_only_after_a_restart_is_known() -> None:

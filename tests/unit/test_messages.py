@@ -200,14 +200,15 @@ def test_every_message_is_somebodys() -> None:
     [
         (
             ("request_sock", "control", "supervisor"),
-            "Ready Failed ApplyRules ReplaceWorker RequestTap HandOver GetProcesses Acknowledge Rules Stats",
+            "Ready Failed ApplyRules ReplaceWorker RequestTap HandOver GetProcesses Acknowledge Rules Stats "
+            "ChangeLevels",
         ),
         (("handover_sock", "successor", "supervisor"), "Prepared TookOver Failed"),
         (("request_sock", "data", "supervisor"), "Ready Failed Acknowledge"),
         (
             ("client", "client", "control"),
             "Hello Ping GetVersion GetStatus Add Remove Pause Change ListRules GetStats GetWorkers RestartWorker "
-            "Upgrade StartTap Subscribe",
+            "Upgrade StartTap Subscribe GetLogLevels SetLogLevels",
         ),
     ],
 )

@@ -155,7 +155,7 @@ class Ports:
         """Open what active rules need there, as far as the kernel lets us: the rest is not open."""
         self._open[interface.name] = {}
         if remark := reverse_path_remark(interface.name, reverse_path_filter(interface.name)):
-            log.warning("%s", remark)
+            log.warning("rootless interface: %s", remark)
         for number in self.wanted(interface.name):
             with suppress(SystemRefusal):
                 self.open(interface, number)

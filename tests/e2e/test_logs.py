@@ -1,0 +1,128 @@
+"""The log of a whole daemon: its lines are what --log-format says, and levels change in all processes, for good.
+
+sender: eth0 -- in0 :relay: out0 -- eth0 :receiver
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final
+
+import pytest
+
+from lab.daemon import PROGRAM, Daemon
+from lab.namespaces import wait_until
+from lab.topology import RelayLine
+from mcrelay.frames import HEADER
+from mcrelay.logs import BURST
+
+from .conftest import StartDaemon
+
+RULE: Final = ("239.1.1.1:5000%in0", "239.2.2.2:6000%out0")
+
+
+def lines(daemon: Daemon) -> list[dict[str, Any]]:
+    """Each has to be an object with what every line has."""
+    found = []
+    for line in daemon.log.splitlines():
+        record = json.loads(line)
+        assert record.keys() >= {"time", "level", "component", "process", "pid", "message"}, line
+        assert datetime.fromisoformat(record["time"]).utcoffset() is not None
+        found.append(record)
+    return found
+
+
+def test_levels_change_in_every_process_and_stay_changed(start: StartDaemon) -> None:
+    daemon = start("--log-format", "json", "--log-level", "info", "--log-level", "own=error", "--workers", "1")
+
+    def said(process: str, component: str, pid: int) -> Callable[[], bool]:
+        return lambda: any(
+            (line["process"], line["component"], line["pid"], line["level"]) == (process, component, pid, "debug")
+            for line in lines(daemon)
+        )
+
+    assert daemon.json("log")["components"] == {"own": "error"}
+    daemon.run("add", *RULE, "--name", "before")
+    assert not any(line["level"] == "debug" for line in lines(daemon))
+
+    shown = daemon.json("log", "dataplane=debug", "clients=debug", "own=default", "active=debug")
+    wanted = {"active": "debug", "clients": "debug", "dataplane": "debug"}
+    assert (shown["level"], shown["components"]) == ("info", wanted)
+    daemon.run("remove", "before")  # effective at once: no waiting for anything but the lines themselves
+    pids = daemon.pids()
+    for process, component in (("control", "clients"), ("data/0", "dataplane"), ("supervisor", "active")):
+        wait_until(said(process, component, pids[process]), 5, f"{process} does not log {component}")
+    assert not any(line["level"] == "debug" and line["component"] not in wanted for line in lines(daemon))
+
+    # The next life of each worker: the spare's, and one that is started.
+    for process, component in (("data/0", "dataplane"), ("control", "clients")):
+        os.kill(daemon.pids()[process], signal.SIGKILL)
+        daemon.wait_for_log(f"{process} is back")
+        daemon.run("ping")
+        wait_until(said(process, component, daemon.pids()[process]), 5, f"the new {process} does not")
+        assert daemon.json("log")["components"] == wanted
+
+    daemon.upgrade()
+    assert daemon.json("log")["components"] == wanted
+    daemon.run("add", *RULE, "--name", "after")
+    pids = daemon.pids()
+    for process, component in (("control", "clients"), ("data/0", "dataplane"), ("supervisor", "active")):
+        wait_until(said(process, component, pids[process]), 5, f"after an upgrade, {process} does not")
+
+    with daemon.client() as client:
+        reply = client.set_log_levels("warning", dict.fromkeys(wanted, "default"))
+        assert (reply.level, reply.components, client.log_levels().level) == ("warning", {}, "warning")
+    for words, message in (
+        (["lnks=debug"], "there is no component 'lnks'; did you mean links?"),
+        (["links=loud"], "links=loud: there is no such log level; there are debug, info, warning, error, default"),
+        (["links"], "'links' is a component, not a level"),
+    ):
+        refused = daemon.run("log", *words, check=False)
+        assert (refused.returncode, refused.stderr.startswith(f"mcrelay: {message}")) == (64, True), refused.stderr
+    assert (daemon.json("log")["level"], daemon.json("log")["components"]) == ("warning", {})
+
+    # Where everybody may write into the log, nobody writes much.
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(daemon.socket)
+        for _ in range(BURST + 2):
+            sock.sendall(HEADER.pack(16) + b'{"type":"\x1b[2J"}'.ljust(16))
+        wait_until(lambda: daemon.times_logged("malformed frame on client") == BURST + 2, 10, "some are not told")
+    more = [line for line in lines(daemon) if "suppressed" in line]
+    assert [(line["suppressed"], line["component"], line["process"]) for line in more] == [(2, "channel", "control")]
+
+
+def test_the_journal_is_recognised(line: RelayLine) -> None:
+    """A pipe, of which the environment says that it is the journal's."""
+    read, write = os.pipe()
+    status = os.fstat(write)
+    environment = {**os.environ, "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+    with (
+        os.fdopen(read) as journal,
+        subprocess.Popen(
+            [PROGRAM, "run", "--socket", "/proc/nowhere/control.sock", "--workers", "1"], stderr=write, env=environment
+        ) as process,
+    ):
+        os.close(write)
+        said = journal.read()
+        assert process.wait(20) == 73
+    assert said.startswith("<2>supervisor: cannot run: cannot use /proc/nowhere for the socket: ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--log-level", "lnks=debug"], "there is no component 'lnks'; did you mean links?"),
+        (["--log-level", "loud"], "there is no log level 'loud'; there are debug, info, warning, error"),
+        (["--log-format", "xml"], "Invalid value for '--log-format': 'xml' is not one of"),
+    ],
+)
+def test_what_run_cannot_log_by_is_refused(options: list[str], message: str) -> None:
+    done = subprocess.run([PROGRAM, "run", *options], capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stderr.startswith(f"mcrelay: {message}")) == (64, True), done.stderr
