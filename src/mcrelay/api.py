@@ -11,19 +11,8 @@ from typing import Annotated, Final, Literal, get_args
 import msgspec
 
 from mcrelay.limits import RULE_OUTPUTS_MAX, TAP_BYTES_MAX
-from mcrelay.messages import (
-    HugeText,
-    Id,
-    LogLevel,
-    LongText,
-    Message,
-    PacketCount,
-    Positive,
-    ProcessFacts,
-    SnapLength,
-    Text,
-)
-from mcrelay.settings import Settings
+from mcrelay.messages import HugeText, Id, LongText, Message, PacketCount, Positive, ProcessFacts, SnapLength, Text
+from mcrelay.settings import LogLevel, Settings
 
 PROTOCOL: Final = 2  # another with every change of a message (handshake.py)
 PROTOCOL_OLDEST: Final = 2  # that a client may speak

@@ -8,11 +8,12 @@ from typing import Any, get_args
 import click
 
 from mcrelay.cli_options import json_option, socket_option
+from mcrelay.cli_print import print_json
 from mcrelay.client import Client
-from mcrelay.codec import json_text
+from mcrelay.documents import LevelsInForce
 from mcrelay.levels import LEVELS, changed, checked, split
-from mcrelay.messages import Levels, LogFormat, LogSettings
-from mcrelay.settings import LogSection
+from mcrelay.messages import Levels, LogSettings
+from mcrelay.settings import LogFormat, LogSection
 
 
 def log_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,8 +67,7 @@ def log(levels: tuple[str, ...], as_json: bool, path: str) -> None:
     with Client(path) as client:
         reply = client.set_log_levels(level, components) if levels else client.log_levels()
     if as_json:
-        document = {"level": reply.level, "components": reply.components, "known": reply.known}
-        click.echo(json_text(document, indent=2))
+        print_json(LevelsInForce(level=reply.level, components=reply.components, known=reply.known))
         return
     for component, own in reply.components.items():
         click.echo(f"{component:<16} {own}")

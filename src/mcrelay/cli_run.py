@@ -15,11 +15,11 @@ from mcrelay import cli_log
 from mcrelay.config import Configuration
 from mcrelay.errors import UsageError
 from mcrelay.limits import LATENCY_BUDGET_US_DEFAULT, LATENCY_BUDGET_US_MAX, RING_MEMORY_DEFAULT, WORKERS_MAX
-from mcrelay.messages import LogFormat, LogSettings
+from mcrelay.messages import LogSettings
 from mcrelay.options import Options
 from mcrelay.places import SYSTEM_SOCKET, VARIABLE, user_socket
 from mcrelay.rootless import check_cores, check_ring
-from mcrelay.settings import RING_MIB_MAX, DaemonSection, Settings
+from mcrelay.settings import RING_MIB_MAX, DaemonSection, LogFormat, Settings
 
 # Options by the names that the file has for them; those that are not given have no value.
 SWITCHES: Final = ("rootless", "busy_poll")

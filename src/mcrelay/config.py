@@ -19,7 +19,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from mcrelay.cycles import check_no_cycle
-from mcrelay.errors import Error, RuleError
+from mcrelay.errors import BadConfig, RuleError, UsageError
+from mcrelay.levels import checked
 from mcrelay.limits import RULES_MAX
 from mcrelay.rules import Rule, RuleSet, shown
 from mcrelay.ruletext import parse_rule
@@ -65,10 +66,8 @@ class Problem:
         return f"{place}: {self.what}; {self.remedy}"
 
 
-class ConfigError(Error):
+class ConfigError(BadConfig):
     """All that is wrong with a configuration; the message has the first."""
-
-    code = "config"
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         first, *others = problems
@@ -234,7 +233,16 @@ class _Document:
                     if rule is not None:
                         self.rules.append((index, rule))
             else:
-                self._convert({key: value}, Settings, ())
+                found = self._convert({key: value}, Settings, ())
+                if key == "log" and found:
+                    self._check_components(found.log.levels)
+
+    def _check_components(self, named: Mapping[str, str]) -> None:
+        for component, level in named.items():
+            try:
+                checked(None, {component: level})
+            except UsageError as error:
+                self.problems.append(self.problem(("log", "levels", component), error.message, error.hint))
 
     def _check_numbers(self, workers: Iterable[str]) -> None:
         for number in workers:

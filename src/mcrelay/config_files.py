@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from mcrelay.config import Configuration, read
-from mcrelay.errors import Error
+from mcrelay.errors import BadConfig
 from mcrelay.limits import FILES_MAX
 
 SYSTEM_FILE: Final = "/etc/mcrelay/mcrelay.toml"
@@ -21,10 +21,8 @@ DROP_INS: Final = "conf.d"
 SIZE_MAX: Final = 8 * 1024 * 1024  # bytes of one
 
 
-class FileError(Error):
+class FileError(BadConfig):
     """A file that cannot be had."""
-
-    code = "config"
 
 
 def names(path: str) -> list[str]:

@@ -23,6 +23,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from mcrelay import __version__, counters, levels, logs, worker
+from mcrelay.adoption import Adoption
 from mcrelay.api import (
     PROTOCOL,
     Add,
@@ -67,7 +68,6 @@ from mcrelay.clients import Clients, Connection
 from mcrelay.codec import Codec, in_frames
 from mcrelay.config import read
 from mcrelay.config_files import read_opened
-from mcrelay.declared import difference
 from mcrelay.errors import Busy, Error, RuleError, Unavailable
 from mcrelay.flowtable import FlowTable
 from mcrelay.frames import Malformed
@@ -136,6 +136,7 @@ class ControlPlane:
         self._pages = [_map_page(fd) for fd in page_fds]
         self._clients = Clients(self.serve, self.watch, self.keep)
         self._subscriptions = Subscriptions(lambda: self._table, self._pages, start.settings.events)
+        self._adoption = Adoption(start.config, start.settings, self, self._subscriptions.configure)
         self._taps: set[Tap] = set()
         self._slot_names: dict[int, str] = {}  # of interfaces
         self._tasks: set[asyncio.Task[None]] = set()
@@ -152,6 +153,10 @@ class ControlPlane:
             on_malformed=self._count_malformed,
         )
         self._requests.send(Ready())
+
+    @property
+    def table(self) -> FlowTable:
+        return self._table
 
     def _count_malformed(self, error: Malformed) -> None:
         self._frames_malformed += 1
@@ -243,39 +248,18 @@ class ControlPlane:
 
     async def _configure(self, message: Configure, descriptors: list[int]) -> None:
         """Have what the files say, all of it or nothing, and tell the supervisor."""
+        refusal: str | None = None
         try:
             try:
                 configuration = read(read_opened(list(zip(message.files, descriptors, strict=True))))
             finally:
                 _close(descriptors)
-            if message.rules:
-                await self._declare(configuration.rules)
+            await self._adoption.adopt(configuration, rules=message.rules)
         except Error as error:
-            self._requests.send(Acknowledge(ticket=message.ticket, error=str(error)[:ERROR_MAX]))
-            return
-        self._subscriptions.configure(configuration.settings.events)
-        if waiting := configuration.settings.changes_at_start(self._start.settings):
-            log.warning("%s: changed in the file, and in force after a restart", ", ".join(waiting))
-        self._requests.send(Acknowledge(ticket=message.ticket))
+            refusal = str(error)[:ERROR_MAX]
+        self._requests.send(Acknowledge(ticket=message.ticket, error=refusal))
 
-    async def _declare(self, wanted: Sequence[Rule]) -> None:
-        """Have these rules and no others, in one step. If they change meanwhile, once more."""
-        for _ in range(TRIES):
-            generation = self._table.generation
-            change = difference(self._table.rules, wanted)
-            try:
-                if change:
-                    await self._apply(change.adds, change.removes, generation)
-            except Error as error:
-                if error.code != "conflict":
-                    raise
-                await self._wait_for_another(generation)
-                continue
-            log.info("the rules are those of %s: %s", self._start.config, change.summary())
-            return
-        raise Busy("many changes are under way", "try again")
-
-    async def _wait_for_another(self, generation: int) -> None:
+    async def wait_for_another(self, generation: int) -> None:
         """Until a later generation is recorded, but not for ever."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RECORDED_S):
@@ -368,18 +352,21 @@ class ControlPlane:
         )
 
     async def _set_log_levels(self, message: SetLogLevels) -> LogLevels:
-        level, components = levels.checked(message.level, message.components)
-        changed = await self._ask(lambda i: [ChangeLevels(id=i, level=level, components=components)], LevelsChanged)
+        changed = await self.change_levels(levels.checked(message.level, message.components))
         return _levels_reply(message.id, changed.levels)
+
+    async def change_levels(self, change: levels.Change) -> LevelsChanged:
+        level, components = change
+        return await self._ask(lambda i: [ChangeLevels(id=i, level=level, components=components)], LevelsChanged)
 
     async def _add(self, message: Add) -> Added:
         rule = parse_rule(message.input, message.outputs, message.name)
-        applied = await self._apply([rule], [])
+        applied = await self.apply([rule], [])
         return Added(id=message.id, rule=self._facts(rule), generation=applied.generation, workers=applied.workers)
 
     async def _remove(self, message: Remove) -> Removed:
         rule = self._table.rules.find(message.rule)
-        applied = await self._apply([], [rule])
+        applied = await self.apply([], [rule])
         return Removed(id=message.id, rule=self._facts(rule), generation=applied.generation, workers=applied.workers)
 
     async def _pause(self, message: Pause) -> Paused:
@@ -395,7 +382,7 @@ class ControlPlane:
             except Error as error:
                 if error.code != "conflict":
                     raise
-                await self._wait_for_another(generation)
+                await self.wait_for_another(generation)
                 continue
             await self._wait_recorded(applied.generation)
             return Paused(
@@ -409,7 +396,7 @@ class ControlPlane:
         gone = list(dict.fromkeys(self._table.rules.find(name) for name in message.remove))
         if not rules and not gone:  # nothing that anybody has to know
             return Changed(id=message.id, generation=self._table.generation, added=0, removed=0, workers=0)
-        applied = await self._apply(rules, gone, message.expect)
+        applied = await self.apply(rules, gone, message.expect)
         return Changed(
             id=message.id,
             generation=applied.generation,
@@ -418,7 +405,7 @@ class ControlPlane:
             workers=applied.workers,
         )
 
-    async def _apply(self, add: Sequence[Rule], remove: Sequence[Rule], expect: int | None = None) -> Applied:
+    async def apply(self, add: Sequence[Rule], remove: Sequence[Rule], expect: int | None = None) -> Applied:
         """Have the supervisor make a change, and wait until it is recorded."""
         going = RuleSet.of(remove)
         records: list[RuleRecord] = []

@@ -11,6 +11,7 @@ from typing import TypedDict
 from mcrelay.api import InterfaceFacts, RuleFacts
 from mcrelay.config import Problem
 from mcrelay.messages import ProcessFacts
+from mcrelay.settings import LogLevel
 
 
 class Versions(TypedDict):
@@ -19,6 +20,14 @@ class Versions(TypedDict):
     client: str
     daemon: str
     protocol: int
+
+
+class LevelsInForce(TypedDict):
+    """Of `mcrelay log`."""
+
+    level: LogLevel
+    components: dict[str, LogLevel]
+    known: tuple[str, ...]  # all components
 
 
 class Listing(TypedDict):

@@ -84,6 +84,12 @@ class NotPermitted(Error):
     code = "not_permitted"
 
 
+class BadConfig(Error):
+    """A configuration file that is wrong, or cannot be had."""
+
+    code = "config"
+
+
 def error_of(code: str, message: str, hint: str) -> Error:
     """The error of a code that came from elsewhere, perhaps from a later version."""
     kind = next((kind for kind in Error.__subclasses__() if kind.code == code), Error)

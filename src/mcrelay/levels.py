@@ -11,14 +11,15 @@ from collections.abc import Iterable, Mapping
 from typing import Final, TypeGuard, get_args
 
 from mcrelay.errors import UsageError
-from mcrelay.messages import Levels, LogLevel, NewLevel
+from mcrelay.messages import Levels, NewLevel
+from mcrelay.settings import LogLevel
 
 LEVELS: Final[tuple[LogLevel, ...]] = get_args(LogLevel)
 DEFAULT: Final = "default"  # the level of a component that has none of its own
 COMPONENTS: Final[tuple[str, ...]] = (
-    *("active", "channel", "children", "clients", "control", "dataplane", "handover", "links", "listener", "logs"),
+    *("active", "adoption", "channel", "children", "clients", "control", "dataplane", "handover", "links", "listener", "logs"),
     *("net.absorbers", "net.attachments", "net.interfaces", "net.plain"),
-    *("own", "patterns", "sandbox", "service", "spare", "state", "store", "supervisor", "verbosity", "worker"),
+    *("own", "patterns", "reloads", "sandbox", "service", "spare", "state", "store", "supervisor", "verbosity", "worker"),
 )
 
 Change = tuple[LogLevel | None, dict[str, NewLevel]]

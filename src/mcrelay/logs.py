@@ -24,7 +24,8 @@ from typing import Any, Final, cast, get_args
 
 import msgspec
 
-from mcrelay.messages import Levels, LogFormat
+from mcrelay.messages import Levels
+from mcrelay.settings import LogFormat
 
 log = logging.getLogger(__name__)
 

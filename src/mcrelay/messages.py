@@ -29,7 +29,7 @@ from mcrelay.limits import (
     TAP_BYTES_MAX,
     WORKERS_MAX,
 )
-from mcrelay.settings import Settings
+from mcrelay.settings import LogFormat, LogLevel, Settings
 from mcrelay.ways import Direction
 
 ChannelName = Literal["supervisor_sock", "request_sock", "command_sock", "client", "handover_sock"]
@@ -48,9 +48,7 @@ Port = Annotated[int, msgspec.Meta(ge=1, lt=2**17)]  # of rootless mode: a port,
 Positive = Annotated[int, msgspec.Meta(ge=0)]
 PacketCount = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 SnapLength = Annotated[int, msgspec.Meta(ge=0, le=TAP_BYTES_MAX)]  # bytes of a packet
-LogLevel = Literal["debug", "info", "warning", "error"]
 NewLevel = Literal[LogLevel, "default"]  # of a component: "default" takes its own away
-LogFormat = Literal["auto", "text", "json", "journal"]
 UNJOINED_MAX: Final = 100  # groups, of all interfaces, that are told; a log line has how many there are
 
 

@@ -19,11 +19,10 @@ from mcrelay.limits import (
     WORKERS_MAX,
 )
 
-LEVELS: Final = ("debug", "info", "warning", "error")
 RING_MIB_MAX: Final = 1024
 METRICS_RULES_DEFAULT: Final = 1000
 
-Level = Literal["debug", "info", "warning", "error"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 Engine = Literal["auto", "uring", "reference"]
 Ingress = Literal["ring", "recv"]
 LogFormat = Literal["auto", "text", "json", "journal"]
@@ -64,8 +63,8 @@ class LogSection(Section, frozen=True):
     """What is logged, and how."""
 
     format: Annotated[LogFormat, Meta(description="auto: for the journal if it is that, else text.")] = "auto"
-    level: Annotated[Level, Meta(description="What is not logged is below that.")] = "info"
-    levels: Annotated[dict[str, Level], Meta(description="Of single components, for example links = 'debug'.")] = {}
+    level: Annotated[LogLevel, Meta(description="What is not logged is below that.")] = "info"
+    levels: Annotated[dict[str, LogLevel], Meta(description="Of single components, for example links = 'debug'.")] = {}
 
 
 class MetricsSection(Section, frozen=True):

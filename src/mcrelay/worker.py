@@ -19,7 +19,8 @@ from mcrelay import __version__, logs, process, sandbox
 from mcrelay.channel import Channel
 from mcrelay.codec import Codec
 from mcrelay.errors import EXIT_CODES
-from mcrelay.messages import LogFormat, Message, Start
+from mcrelay.messages import Message, Start
+from mcrelay.settings import LogFormat
 
 log = logging.getLogger(__name__)
 

@@ -99,8 +99,13 @@ def test_a_broken_file_changes_nothing_and_the_log_says_where_it_is_broken(start
     file.write_text(TEXT.replace("%out0", "%out0,source=keep,source=keep"))
     reload(daemon, f"{file}:14: ")
     assert (names(daemon), daemon.json("list")["generation"]) == (["feed", "spare"], generation)
-    file.write_text(TEXT.replace("workers = 1", "workers = 2"))
-    reload(daemon, "daemon.workers: changed in the file, and in force after a restart")
+    daemon.run("log", "clients=error")
+    file.write_text(TEXT.replace("workers = 1", 'workers = 2\n[log.levels]\nlinks = "debug"'))
+    reload(daemon, "changed in the file, and in force after a restart: daemon.workers")
+    assert daemon.json("log")["components"] == {"clients": "error", "links": "debug"}
+    file.write_text(TEXT)
+    os.kill(daemon.pid, signal.SIGHUP)
+    wait_until(lambda: daemon.json("log")["components"] == {"clients": "error"}, 10)
 
 
 def test_a_restart_goes_back_to_the_file_and_an_upgrade_does_not(start: StartDaemon, file: Path) -> None:

@@ -118,6 +118,7 @@ def test_commands_print_what_their_schemas_say(start: StartDaemon, line: RelayLi
         for text in following.stdout:
             check("events", json.loads(text))
             checked.add("events")
+    run("log", "links=debug")
     run("restart-worker", "0")
     run("remove", "feed")
     daemon.pid = int(run("upgrade")["pid"])

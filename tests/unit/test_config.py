@@ -77,6 +77,7 @@ def test_later_files_replace_settings_and_add_rules() -> None:
         ),
         ("[worker.x]\n", "0.toml:1: there is no worker 'x'; workers have numbers, from 0 on"),
         ("[events]\nsilent_s = 0\n", "0.toml:2: events.silent_s: expected a number >= 1.0"),
+        ("[log.levels]\nlinsk = 'debug'\n", "0.toml:2: there is no component 'linsk'; did you mean links or"),
         ("daemon = 3\n", "0.toml:1: daemon: expected a table, got a whole number"),
         ("[rule]\n", "0.toml:1: rule: expected a list, got a table"),
         ("x = [1,\n", "0.toml:2: this is not TOML: "),

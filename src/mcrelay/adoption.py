@@ -1,0 +1,85 @@
+"""Adoption: how what a configuration file says becomes what runs.
+
+Owns the order of it, and what of a file is in force already: rules first, all in one change that touches only what
+differs, then the settings that can change while the daemon runs; of others is said that they wait for a restart. Has
+the rules changed by whoever made it (control.py), and knows no channel.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from mcrelay import levels
+from mcrelay.config import Configuration
+from mcrelay.declared import difference
+from mcrelay.errors import Busy, Conflict, Error
+from mcrelay.flowtable import FlowTable
+from mcrelay.levels import Change
+from mcrelay.rules import Rule
+from mcrelay.settings import EventsSection, Settings
+
+log = logging.getLogger(__name__)
+
+TRIES: Final = 20  # against others who change rules
+
+
+class Running(Protocol):
+    """What runs, and the ways to change it; each returns when that is done, or raises the Error that kept it back."""
+
+    @property
+    def table(self) -> FlowTable: ...
+
+    async def apply(self, add: Sequence[Rule], remove: Sequence[Rule], expect: int | None = None) -> object: ...
+
+    async def wait_for_another(self, generation: int) -> None: ...
+
+    async def change_levels(self, change: Change) -> object: ...
+
+
+class Adoption:
+    """`started`: what the file said when the daemon started. `on_events` gets those settings when they are read."""
+
+    def __init__(
+        self, file: str | None, started: Settings, running: Running, on_events: Callable[[EventsSection], None]
+    ) -> None:
+        self._file = file
+        self._started = started
+        self._running = running
+        self._on_events = on_events
+        self._log = started.log  # in force, but for what 'mcrelay log' has changed since
+
+    async def adopt(self, configuration: Configuration, *, rules: bool) -> None:
+        """All of it or, with an Error, nothing."""
+        if rules:
+            await self._declare(configuration.rules)
+        settings = configuration.settings
+        self._on_events(settings.events)
+        await self._set_levels(settings)
+        if waiting := settings.changes_at_start(self._started):
+            log.warning("changed in the file, and in force after a restart: %s", ", ".join(waiting))
+
+    async def _declare(self, wanted: Sequence[Rule]) -> None:
+        """Have these rules and no others. If they change meanwhile, once more."""
+        for _ in range(TRIES):
+            generation = self._running.table.generation
+            change = difference(self._running.table.rules, wanted)
+            try:
+                if change:
+                    await self._running.apply(change.adds, change.removes, generation)
+            except Error as error:
+                if error.code != Conflict.code:
+                    raise
+                await self._running.wait_for_another(generation)
+                continue
+            log.info("the rules are those of %s: %s", self._file, change.summary())
+            return
+        raise Busy("many changes are under way", "try again")
+
+    async def _set_levels(self, settings: Settings) -> None:
+        """What 'mcrelay log' has changed stays if the file's part of it does."""
+        before, self._log = self._log, settings.log
+        if (before.level, before.levels) != (settings.log.level, settings.log.levels):
+            gone = dict.fromkeys(before.levels.keys() - settings.log.levels.keys(), levels.DEFAULT)
+            await self._running.change_levels(levels.checked(settings.log.level, gone | settings.log.levels))
