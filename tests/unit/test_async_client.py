@@ -14,6 +14,7 @@ import inspect
 import os
 import socket
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from mcrelay.api import (
 )
 from mcrelay.client import AsyncClient, Client
 from mcrelay.codec import Codec, encode
+from mcrelay.conversation import Question
 from mcrelay.errors import Busy, Error, NotPermitted, ProtocolError, RuleError, Unavailable, UsageError
 from mcrelay.frames import FRAME_MAX, HEADER, FrameReader, Malformed
 from mcrelay.handshake import welcome
@@ -315,6 +317,27 @@ def test_a_daemon_that_never_says_anything(path: str, greets: bool) -> None:
     run(path, mute, test)
 
 
+def test_a_trickle_is_no_answer(path: str) -> None:
+    async def trickling(side: Side) -> None:
+        async for request in side.requests():
+            assert isinstance(request, Ping)
+            for byte in encode(Pong(id=request.id)):
+                await asyncio.sleep(SHORT_S / 4)
+                side.send_bytes(bytes([byte]))
+
+    async def test() -> None:
+        async with AsyncClient(path, timeout_s=SHORT_S) as relay:
+            with pytest.raises(Unavailable, match="does not answer"):
+                await relay.ping()
+        await asyncio.to_thread(sync)
+
+    def sync() -> None:
+        with Client(path, timeout_s=SHORT_S) as relay, pytest.raises(Unavailable, match="does not answer"):
+            relay.ping()
+
+    run(path, trickling, test)
+
+
 WRONG: dict[str, tuple[bytes, type[Error], str]] = {
     "garbage": (HEADER.pack(7) + b"garbage", ProtocolError, "cannot be read"),
     "another protocol": (b"HTTP/1.1 400 Bad Request\r\n\r\n", ProtocolError, "cannot be read"),
@@ -381,19 +404,59 @@ def test_what_only_reads_is_asked_again(path: str) -> None:
     run(path, fickle, test)
 
 
-def test_who_is_refused_before_anything_is_said_is_told_why(path: str) -> None:
-    async def refusing(side: Side) -> None:
-        side.send(Failure(id=None, code="not_permitted", message="user 7 may not", hint="become root"))
+def test_who_is_refused_before_anything_is_said_is_told_why(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although what is said to a closed connection breaks it."""
+    closed = threading.Event()
+
+    def refuse(listening: socket.socket) -> None:
+        client, _address = listening.accept()
+        client.sendall(encode(Failure(id=None, code="not_permitted", message="user 7 may not", hint="become root")))
+        client.close()
+        closed.set()
+
+    send = async_client._Connection.send
+
+    def send_too_late(connection: async_client._Connection, question: Question) -> int:
+        assert closed.wait(DEADLINE_S)
+        return send(connection, question)
+
+    monkeypatch.setattr(async_client._Connection, "send", send_too_late)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        thread = threading.Thread(target=refuse, args=[listening])
+        thread.start()
+        with pytest.raises(NotPermitted, match="user 7 may not"):
+            asyncio.run(AsyncClient(path).ping())
+        thread.join()
+
+
+def test_a_word_about_the_connection_is_its_last(path: str) -> None:
+    """Even where the daemon does not close it at once."""
+    connections: list[Side] = []
+
+    async def leaving(side: Side) -> None:
+        connections.append(side)
+        if len(connections) % 2 == 0:
+            return await answering(side)
+        await side.next()
+        side.send(Failure(id=None, code="busy", message="much is held", hint="read"))
+        return await silent(side)
 
     async def test() -> None:
-        with pytest.raises(NotPermitted, match="user 7 may not"):
-            await AsyncClient(path).ping()
-        relay = AsyncClient(path, any_version=True)
-        with pytest.raises(NotPermitted, match="user 7 may not"):
-            await relay.remove("x")
-        await relay.close()
+        async with AsyncClient(path) as relay:
+            for kind in (Busy, RuleError):
+                with pytest.raises(kind):
+                    await relay.remove("x")
+        await asyncio.to_thread(sync)
 
-    run(path, refusing, test)
+    def sync() -> None:
+        with Client(path, timeout_s=1) as relay:
+            for kind in (Busy, RuleError):
+                with pytest.raises(kind):
+                    relay.remove("x")
+
+    run(path, leaving, test)
 
 
 def test_an_older_daemon_is_not_spoken_to_but_to_be_replaced(path: str) -> None:
