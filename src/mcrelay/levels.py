@@ -17,9 +17,33 @@ from mcrelay.settings import LogLevel
 LEVELS: Final[tuple[LogLevel, ...]] = get_args(LogLevel)
 DEFAULT: Final = "default"  # the level of a component that has none of its own
 COMPONENTS: Final[tuple[str, ...]] = (
-    *("active", "adoption", "channel", "children", "clients", "control", "dataplane", "handover", "links", "listener", "logs"),
+    *(
+        "active",
+        "adoption",
+        "channel",
+        "children",
+        "clients",
+        "control",
+        "dataplane",
+        "handover",
+        "links",
+        "listener",
+        "logs",
+    ),
     *("net.absorbers", "net.attachments", "net.interfaces", "net.plain"),
-    *("own", "patterns", "reloads", "sandbox", "service", "spare", "state", "store", "supervisor", "verbosity", "worker"),
+    *(
+        "own",
+        "patterns",
+        "reloads",
+        "sandbox",
+        "service",
+        "spare",
+        "state",
+        "store",
+        "supervisor",
+        "verbosity",
+        "worker",
+    ),
 )
 
 Change = tuple[LogLevel | None, dict[str, NewLevel]]
