@@ -264,11 +264,15 @@ class Stderr(logging.Handler):
         elif not self._timer_set:
             self._set_timer()
 
-    def close(self) -> None:
-        """At exit."""
+    def end(self) -> None:
+        """Tell what has not been told: nothing may follow that would."""
         with self.lock:  # type: ignore[union-attr] # which handlers have
             for summary in self._limit.ended(self._clock(), at_exit=True):
                 self._write(summary)
+
+    def close(self) -> None:
+        """At exit."""
+        self.end()
         super().close()
 
     def _set_timer(self) -> None:
@@ -319,6 +323,11 @@ def begin(process: str, log_format: LogFormat, levels: Levels | None = None) -> 
 def follow(loop: asyncio.AbstractEventLoop) -> None:
     """Whose timers tell what was suppressed."""
     _stderr.loop = loop
+
+
+def end() -> None:
+    """Tell what was suppressed: what comes next is to be read as the last."""
+    _stderr.end()
 
 
 def set_levels(levels: Levels) -> None:

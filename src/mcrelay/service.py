@@ -80,6 +80,8 @@ async def _supervise(options: Options) -> None:
         if predecessor:
             predecessor.refuse(error)
         raise
+    finally:
+        logs.end()  # the error that ends it comes last
 
 
 def _with_levels(options: Options, inherited: Levels) -> Options:
