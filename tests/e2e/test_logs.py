@@ -88,13 +88,15 @@ def test_levels_change_in_every_process_and_stay_changed(start: StartDaemon) -> 
     assert (daemon.json("log")["level"], daemon.json("log")["components"]) == ("warning", {})
 
     # Where everybody may write into the log, nobody writes much.
+    body = rb'{"type":"ping","id":1,"a\n\u001b[2J\u202e":1}'
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(daemon.socket)
         for _ in range(BURST + 2):
-            sock.sendall(HEADER.pack(16) + b'{"type":"\x1b[2J"}'.ljust(16))
+            sock.sendall(HEADER.pack(len(body)) + body)
         wait_until(lambda: daemon.times_logged("malformed frame on client") == BURST + 2, 10, "some are not told")
     more = [line for line in lines(daemon) if "suppressed" in line]
     assert [(line["suppressed"], line["component"], line["process"]) for line in more] == [(2, "channel", "control")]
+    assert "unknown field `a\\n\\x1b[2J\\u202e`" in more[0]["message"]
 
 
 def test_the_journal_is_recognised(line: RelayLine) -> None:
