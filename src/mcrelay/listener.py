@@ -5,7 +5,6 @@ Owns its path from bind to unlink, and decides who may speak to the control plan
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import errno
@@ -21,6 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
+from mcrelay.acceptor import Acceptor
 from mcrelay.api import Failure
 from mcrelay.codec import encode
 from mcrelay.errors import Error, NotPermitted, UsageError
@@ -33,8 +33,6 @@ NGROUPS_MAX: Final = 65536
 GROUP: Final = "mcrelay"
 BACKLOG: Final = 1024  # clients that wait while the control plane is replaced
 PATH_MAX: Final = 107  # bytes, unix(7)
-ACCEPTS_PER_TURN: Final = 16
-ACCEPT_AGAIN_S: Final = 1.0
 LOCK_S: Final = 3.0
 CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
@@ -55,7 +53,7 @@ class Listener:
             inherited = None
         self._sock = self._bind() if inherited is None else socket.socket(fileno=inherited)
         self._inode = os.stat(path).st_ino
-        self._listening = False
+        self._acceptor = Acceptor(self._sock, "client")
 
     def _bind(self) -> socket.socket:
         directory = Path(self.path).parent
@@ -126,14 +124,10 @@ class Listener:
     def open(self, deliver: Callable[[int, int, int, int], None]) -> None:
         """Accept, and call deliver(descriptor, pid, uid, gid) for each permitted client; the callee owns it.
         Until then, and after shut(), clients wait in the backlog."""
-        if not self._listening:
-            self._listening = True
-            asyncio.get_running_loop().add_reader(self._sock.fileno(), self._accept, deliver)
+        self._acceptor.open(lambda client, _address: self._take(client, deliver))
 
     def shut(self) -> None:
-        if self._listening:
-            self._listening = False
-            asyncio.get_running_loop().remove_reader(self._sock.fileno())
+        self._acceptor.shut()
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -157,29 +151,18 @@ class Listener:
             log.warning("cannot remove %s: permission denied", self.path)
         self._sock.close()
 
-    def _accept(self, deliver: Callable[[int, int, int, int], None]) -> None:
-        for _ in range(ACCEPTS_PER_TURN):
-            try:
-                client, _address = self._sock.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                # Out of descriptors, say: the client stays in the backlog, and we do not spin over it.
-                log.warning("cannot accept a client: %s; trying again in %.0f s", error.strerror, ACCEPT_AGAIN_S)
-                self.shut()
-                asyncio.get_running_loop().call_later(ACCEPT_AGAIN_S, self.open, deliver)
-                return
-            try:
-                pid, uid, gid = self._check(client)
-            except NotPermitted as error:
-                log.warning("a client is refused: %s", error)
-                refusal = Failure(id=None, code=error.code, message=error.message, hint=error.hint)
-                client.setblocking(False)
-                with contextlib.suppress(OSError):
-                    client.send(encode(refusal))
-                client.close()
-                continue
-            deliver(client.detach(), pid, uid, gid)
+    def _take(self, client: socket.socket, deliver: Callable[[int, int, int, int], None]) -> None:
+        try:
+            pid, uid, gid = self._check(client)
+        except NotPermitted as error:
+            log.warning("a client is refused: %s", error)
+            refusal = Failure(id=None, code=error.code, message=error.message, hint=error.hint)
+            client.setblocking(False)
+            with contextlib.suppress(OSError):
+                client.send(encode(refusal))
+            client.close()
+            return
+        deliver(client.detach(), pid, uid, gid)
 
     def _check(self, client: socket.socket) -> tuple[int, int, int]:
         """Who is there, as of its connect(2) (SO_PEERCRED, unix(7)). The socket's mode keeps others out already; this

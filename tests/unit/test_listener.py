@@ -19,11 +19,12 @@ from pathlib import Path
 import pytest
 
 from mcrelay import listener as listener_module
+from mcrelay.acceptor import ACCEPTS_PER_TURN
 from mcrelay.api import Failure
 from mcrelay.codec import Codec
 from mcrelay.errors import Error, UsageError
 from mcrelay.frames import HEADER
-from mcrelay.listener import ACCEPTS_PER_TURN, PATH_MAX, Listener
+from mcrelay.listener import PATH_MAX, Listener
 
 DEADLINE_S = 10.0
 NOBODY = 65534
