@@ -13,13 +13,20 @@ import msgspec
 
 from mcrelay import cli_log
 from mcrelay.config import Configuration
+from mcrelay.endpoint import parse_endpoint
 from mcrelay.errors import UsageError
-from mcrelay.limits import LATENCY_BUDGET_US_DEFAULT, LATENCY_BUDGET_US_MAX, RING_MEMORY_DEFAULT, WORKERS_MAX
+from mcrelay.limits import (
+    LATENCY_BUDGET_US_DEFAULT,
+    LATENCY_BUDGET_US_MAX,
+    RING_MEMORY_DEFAULT,
+    RULES_MAX,
+    WORKERS_MAX,
+)
 from mcrelay.messages import LogSettings
 from mcrelay.options import Options
 from mcrelay.places import SYSTEM_SOCKET, VARIABLE, user_socket
 from mcrelay.rootless import check_cores, check_ring
-from mcrelay.settings import RING_MIB_MAX, DaemonSection, LogFormat, Settings
+from mcrelay.settings import METRICS_RULES_DEFAULT, RING_MIB_MAX, DaemonSection, LogFormat, Settings
 
 # Options by the names that the file has for them; those that are not given have no value.
 SWITCHES: Final = ("rootless", "busy_poll")
@@ -72,6 +79,18 @@ SWITCHES: Final = ("rootless", "busy_poll")
 )
 @click.option("--busy-poll", is_flag=True, help="Never sleep: a whole core per worker for the lowest latency.")
 @click.option(
+    "--metrics",
+    metavar="ADDRESS:PORT",
+    help="Serve /metrics (Prometheus) and /health there, by HTTP, to whoever can connect.",
+)
+@click.option(
+    "--metrics-rules",
+    type=click.IntRange(0, RULES_MAX),
+    show_default=str(METRICS_RULES_DEFAULT),
+    metavar="N",
+    help="Rules that have metrics of their own; those of the others are summed up.",
+)
+@click.option(
     "--no-restore",
     is_flag=True,
     help="Start without the rules that the last daemon on this socket had; they are kept in SOCKET.state.old.",
@@ -97,6 +116,7 @@ def run(
     \b
     Examples: sudo mcrelay run --cores 2-3
               sudo mcrelay run --config /etc/mcrelay/mcrelay.toml
+              sudo mcrelay run --metrics 127.0.0.1:9478
               mcrelay run --rootless
     """
     from mcrelay import config_files, service
@@ -114,6 +134,10 @@ def make_options(
     chosen = {
         key: value for key, value in given.items() if value is not None and not (key in SWITCHES and value is False)
     }
+    listen, what = settings.metrics.listen, f"{config}: metrics.listen"
+    if "metrics" in chosen:
+        listen, what = chosen.pop("metrics"), "--metrics"
+    metrics_rules = chosen.pop("metrics_rules", settings.metrics.rules_max)
     if {"workers", "cores"} & chosen.keys():  # either says what the other would
         chosen = {"workers": None, "cores": None, **chosen}
     daemon = msgspec.structs.replace(settings.daemon, **chosen)
@@ -142,6 +166,8 @@ def make_options(
         logs=logs,
         restore=daemon.restore,
         rootless=daemon.rootless,
+        metrics=None if listen is None else parse_endpoint(listen, what),
+        metrics_rules=metrics_rules,
         config=None if config is None else os.path.abspath(config),
         settings=settings,
     )

@@ -243,6 +243,10 @@ class Clients:
         descriptors, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._clients_max = min(CLIENTS_MAX, descriptors - DESCRIPTORS_OURS)
 
+    def __len__(self) -> int:
+        """How many are connected."""
+        return len(self._connections)
+
     def accept(self, peer: Client, descriptor: int) -> None:
         """Serve it, or tell it why not."""
         refusal = self._refusal(peer)

@@ -75,6 +75,7 @@ from mcrelay.messages import (
     InheritAbsorber,
     InheritInterface,
     InheritMemberships,
+    InheritMetrics,
     InheritPort,
     InheritRules,
     LevelsChanged,
@@ -93,6 +94,7 @@ from mcrelay.messages import (
     RequestTap,
     Role,
     RuleRecord,
+    Scraper,
     SetLevels,
     SetOwnAddresses,
     SetPatternInterfaces,
@@ -114,6 +116,7 @@ PERMITTED: Final[dict[tuple[ChannelName, Role, Role], tuple[type[Message], ...]]
     ("supervisor_sock", "supervisor", "control"): (
         Start,
         Client,
+        Scraper,
         RecordRules,
         WorkerChanged,
         Shutdown,
@@ -206,6 +209,7 @@ PERMITTED: Final[dict[tuple[ChannelName, Role, Role], tuple[type[Message], ...]]
     ),
     ("handover_sock", "supervisor", "successor"): (
         Inherit,
+        InheritMetrics,
         InheritInterface,
         InheritMemberships,
         InheritAbsorber,

@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from mcrelay.cycles import check_no_cycle
+from mcrelay.endpoint import parse_endpoint
 from mcrelay.errors import BadConfig, RuleError, UsageError
 from mcrelay.levels import checked
 from mcrelay.limits import RULES_MAX
@@ -236,6 +237,8 @@ class _Document:
                 found = self._convert({key: value}, Settings, ())
                 if key == "log" and found:
                     self._check_components(found.log.levels)
+                if key == "metrics" and found and found.metrics.listen is not None:
+                    self._check_endpoint(found.metrics.listen)
 
     def _check_components(self, named: Mapping[str, str]) -> None:
         for component, level in named.items():
@@ -243,6 +246,12 @@ class _Document:
                 checked(None, {component: level})
             except UsageError as error:
                 self.problems.append(self.problem(("log", "levels", component), error.message, error.hint))
+
+    def _check_endpoint(self, listen: str) -> None:
+        try:
+            parse_endpoint(listen, "listen")
+        except UsageError as error:
+            self.problems.append(self.problem(("metrics", "listen"), error.message, error.hint))
 
     def _check_numbers(self, workers: Iterable[str]) -> None:
         for number in workers:

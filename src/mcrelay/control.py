@@ -12,17 +12,16 @@ import asyncio
 import contextlib
 import functools
 import logging
-import mmap
 import os
 import socket
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
-from mcrelay import __version__, counters, levels, logs, worker
+from mcrelay import __version__, levels, logs, worker
 from mcrelay.adoption import Adoption
 from mcrelay.api import (
     PROTOCOL,
@@ -35,10 +34,8 @@ from mcrelay.api import (
     GetStatus,
     GetVersion,
     GetWorkers,
-    InterfaceFacts,
     ListRules,
     LogLevels,
-    OutputStats,
     Pause,
     Paused,
     Ping,
@@ -49,7 +46,6 @@ from mcrelay.api import (
     RestartWorker,
     RuleFacts,
     Rules,
-    RuleStats,
     SetLogLevels,
     StartTap,
     Stats,
@@ -61,7 +57,6 @@ from mcrelay.api import (
     Upgraded,
     Version,
     Workers,
-    WorkerStats,
 )
 from mcrelay.channel import Channel
 from mcrelay.clients import Clients, Connection
@@ -81,7 +76,6 @@ from mcrelay.messages import (
     GetProcesses,
     HandedOver,
     HandOver,
-    InterfaceRecord,
     Levels,
     LevelsChanged,
     Message,
@@ -94,6 +88,7 @@ from mcrelay.messages import (
     ReplaceWorker,
     RequestTap,
     RuleRecord,
+    Scraper,
     SetLevels,
     Shutdown,
     Start,
@@ -104,9 +99,13 @@ from mcrelay.process import name_process
 from mcrelay.rules import Rule, RuleSet, check_generation
 from mcrelay.ruletext import parse_rule
 from mcrelay.subscriptions import Subscriptions
+from mcrelay.tally import Tally, map_pages
 from mcrelay.taps import Tap
 from mcrelay.turns import in_turns
 from mcrelay.worker import Life
+
+if TYPE_CHECKING:
+    from mcrelay.exposition import Expose
 
 log = logging.getLogger("mcrelay.control")  # we may be __main__
 
@@ -117,7 +116,6 @@ RECORDED_S: Final = 2.0  # for a change of somebody else's to be known here
 COUNT_MAX: Final = 2**53  # packets of a tap: as good as without end
 ERROR_MAX: Final = 4096  # characters, messages.LongText
 FINISH_S: Final = 0.5  # for requests that are under way at the end
-OUTPUTS_PER_REPLY: Final = 1500  # of rules listed, so that a reply fits a frame (about 300 bytes each)
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -127,16 +125,20 @@ class Unanswered(Busy):
 
 
 class ControlPlane:
-    def __init__(self, start: Start, descriptors: list[int], life: Life) -> None:
+    """`expose`, where metrics are wanted, makes what serves them."""
+
+    def __init__(self, start: Start, descriptors: list[int], life: Life, *, expose: Expose | None = None) -> None:
         request_fd, *page_fds = descriptors
         self._life = life
         self._start = start
         self._frames_malformed = 0
         self._table = FlowTable()
-        self._pages = [_map_page(fd) for fd in page_fds]
+        self._pages = map_pages(page_fds)
+        self._tally = Tally(self._pages)
         self._clients = Clients(self.serve, self.watch, self.keep)
         self._subscriptions = Subscriptions(lambda: self._table, self._pages, start.settings.events)
         self._adoption = Adoption(start.config, start.settings, self, self._subscriptions.configure)
+        self._scrapers = expose(self.serve, lambda: len(self._clients), self.keep) if expose else None
         self._taps: set[Tap] = set()
         self._slot_names: dict[int, str] = {}  # of interfaces
         self._tasks: set[asyncio.Task[None]] = set()
@@ -172,12 +174,16 @@ class ControlPlane:
         match message:
             case Client():
                 self._clients.accept(message, descriptors[0])
+            case Scraper() if self._scrapers:
+                self._scrapers.accept(message, descriptors[0])
             case RecordRules():
                 self._record(message)
             case WorkerChanged():
                 self._subscriptions.worker_changed(message)
             case Shutdown():
                 self.keep(asyncio.get_running_loop().create_task(self._finish()))
+            case _:
+                _close(descriptors)
 
     async def _finish(self) -> None:
         """Answer what is about to be answered, and exit."""
@@ -473,89 +479,34 @@ class ControlPlane:
             self._end_taps(RuleError("the rule has been removed or replaced", "start the tap again"), unless=there)
 
     def _list(self, message: ListRules) -> Rules:
-        rules, more = _page_of(self._table.after(message.after))
+        rules, more = self._table.page(message.after)
         return Rules(
             id=message.id,
             generation=self._table.generation,
             rules=tuple(self._facts(rule) for rule, _record in rules),
-            interfaces=tuple(self._interface_facts(record) for _name, record in sorted(self._table.interfaces.items())),
+            interfaces=tuple(self._tally.interface(record) for _name, record in sorted(self._table.interfaces.items())),
             more=more,
         )
 
     def _facts(self, rule: Rule) -> RuleFacts:
         facts = self._table.facts(rule)
         record = self._table.records.get(rule.id)
-        left_ns = max(self._loop(record).suspended_until_ns - time.monotonic_ns(), 0) if record else 0
+        left_ns = max(self._tally.loop(record).suspended_until_ns - time.monotonic_ns(), 0) if record else 0
         if not left_ns:
             return facts
         why = f"another relay sends its output back; for {left_ns / 1e9:.0f} s more (see 'mcrelay stats')"
         return msgspec.structs.replace(facts, state="suspended", problems=(*facts.problems, why))
 
-    def _loop(self, record: RuleRecord) -> counters.LoopFacts:
-        """Over all workers."""
-        of_workers = [page.loop(record.counter) for page in self._pages]
-        return counters.LoopFacts(
-            own=sum(facts.own for facts in of_workers),
-            looped=sum(facts.looped for facts in of_workers),
-            suspensions=sum(facts.suspensions for facts in of_workers),
-            suspended_until_ns=max(facts.suspended_until_ns for facts in of_workers),
-        )
-
-    def _interface_facts(self, record: InterfaceRecord) -> InterfaceFacts:
-        of_workers = [page.interface(record.slot) for page in self._pages]
-        counted = {key: sum(counts[key] for counts in of_workers) for key in counters.INTERFACE_COUNTERS}
-        return InterfaceFacts(
-            name=record.name,
-            problems=tuple(dict.fromkeys(record.problems.values())),
-            segmentation=not counted["segments_refused"],
-            **counted,
-        )
-
     def _stats(self, message: GetStats) -> Stats:
-        rules, more = _page_of(self._table.after(message.after))
+        rules, more = self._table.page(message.after)
         return Stats(
             id=message.id,
             generation=self._table.generation,
-            workers=tuple(
-                WorkerStats(index=index, dropped=page.dropped(), **page.totals())
-                for index, page in enumerate(self._pages)
-            ),
-            rules=tuple(self._rule_stats(rule, record) for rule, record in rules),
+            workers=self._tally.workers(),
+            rules=tuple(self._tally.rule(rule, record) for rule, record in rules),
             more=more,
             frames_malformed=self._frames_malformed + self._clients.frames_malformed,
         )
-
-    def _rule_stats(self, rule: Rule, record: RuleRecord) -> RuleStats:
-        sums = [sum(values) for values in zip(*(page.rule(record.counter) for page in self._pages), strict=True)]
-        packets, size, forwarded, dropped = sums
-        loop = self._loop(record)
-        return RuleStats(
-            id=rule.id,
-            name=rule.name,
-            input=record.input,
-            packets=packets,
-            bytes=size,
-            forwarded=forwarded,
-            dropped=dropped,
-            own=loop.own,
-            looped=loop.looped,
-            suspensions=loop.suspensions,
-            outputs=tuple(
-                self._output_stats(text, counter)
-                for text, counter in zip(record.outputs, record.output_counters, strict=True)
-            ),
-        )
-
-    def _output_stats(self, text: str, counter: int) -> OutputStats:
-        packets = size = 0
-        dropped: dict[str, int] = {}
-        for page in self._pages:
-            page_packets, page_bytes, page_dropped = page.output(counter)
-            packets += page_packets
-            size += page_bytes
-            for reason, n in page_dropped.items():
-                dropped[reason] = dropped.get(reason, 0) + n
-        return OutputStats(output=text, packets=packets, bytes=size, dropped=dropped)
 
 
 def _levels_reply(request_id: int, found: Levels) -> LogLevels:
@@ -567,29 +518,17 @@ def _close(descriptors: Iterable[int]) -> None:
         os.close(descriptor)
 
 
-def _map_page(fd: int) -> counters.Page:
-    page = mmap.mmap(fd, counters.PAGE_SIZE, prot=mmap.PROT_READ)
-    os.close(fd)
-    return counters.Page(memoryview(page))
-
-
-def _page_of(rules: Iterator[tuple[Rule, RuleRecord]]) -> tuple[list[tuple[Rule, RuleRecord]], bool]:
-    """As many rules as fit a reply, and whether there are more."""
-    page: list[tuple[Rule, RuleRecord]] = []
-    weight = 0
-    for rule, record in rules:
-        weight += 1 + len(rule.outputs)
-        if page and weight > OUTPUTS_PER_REPLY:
-            return page, True
-        page.append((rule, record))
-    return page, False
-
-
 def main() -> None:
-    """python -m mcrelay.control UID GID FORMAT, with FD 3."""
-    identity = worker.identity(sys.argv[1:])
+    """python -m mcrelay.control UID GID FORMAT [RULES], with FD 3. With RULES metrics are served, of so many rules one
+    by one; what that takes is imported before the sandbox, and only then."""
+    identity = worker.identity(sys.argv[1:4])
+    make: Callable[[Start, list[int], Life], ControlPlane] = ControlPlane
+    if len(sys.argv) > 4:
+        from mcrelay.exposition import expose
+
+        make = functools.partial(ControlPlane, expose=functools.partial(expose, rules_max=int(sys.argv[4])))
     name_process("mcrelay-control")
-    worker.main("control", ControlPlane, *identity)
+    worker.main("control", make, *identity)
 
 
 if __name__ == "__main__":

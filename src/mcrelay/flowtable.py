@@ -18,6 +18,8 @@ from mcrelay.rules import GROUPS_JOINED_MAX, Output, Rule, RuleSet
 from mcrelay.ruletext import parse_rule
 from mcrelay.ways import Direction
 
+OUTPUTS_PER_REPLY: Final = 1500  # of rules listed, so that a reply fits a frame (about 300 bytes each)
+
 NOT_JOINED: Final = (
     f"no group is joined: more than {GROUPS_JOINED_MAX} would be a burden to the network; the rule takes what arrives"
 )
@@ -166,6 +168,18 @@ class FlowTable:
             for membership in rule.input.memberships(name)
             if membership.text in record.unjoined
         ]
+
+    def page(self, after: str | None) -> tuple[list[tuple[Rule, RuleRecord]], bool]:
+        """As many rules as fit a reply, from behind the one with the id `after` on, and whether there are more. Busy if
+        that one is gone."""
+        page: list[tuple[Rule, RuleRecord]] = []
+        weight = 0
+        for rule, record in self.after(after):
+            weight += 1 + len(rule.outputs)
+            if page and weight > OUTPUTS_PER_REPLY:
+                return page, True
+            page.append((rule, record))
+        return page, False
 
     def after(self, rule_id: str | None) -> Iterator[tuple[Rule, RuleRecord]]:
         """Rules in the order of their addition, from behind `rule_id` on. Busy if that one is gone."""

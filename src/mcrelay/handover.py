@@ -33,6 +33,7 @@ from mcrelay.messages import (
     InheritAbsorber,
     InheritInterface,
     InheritMemberships,
+    InheritMetrics,
     InheritPort,
     InheritRules,
     Message,
@@ -57,6 +58,7 @@ class Heritage:
 
     first: Inherit
     descriptors: list[int]  # the clients' socket, and each data plane's counter page
+    metrics: tuple[InheritMetrics, int] | None = None
     interfaces: list[tuple[InheritInterface, list[int]]] = field(default_factory=list)
     memberships: list[tuple[InheritMemberships, int]] = field(default_factory=list)
     ports: list[tuple[InheritPort, int]] = field(default_factory=list)  # of rootless mode
@@ -78,6 +80,8 @@ class Heritage:
     def take(self, message: Message, descriptors: list[int]) -> bool:
         """One more part of it; whether it was the last. Error if it is none."""
         match message:
+            case InheritMetrics():
+                self.metrics = message, descriptors[0]
             case InheritInterface():
                 self.interfaces.append((message, descriptors))
             case InheritMemberships():

@@ -18,6 +18,7 @@ LEVELS: Final[tuple[LogLevel, ...]] = get_args(LogLevel)
 DEFAULT: Final = "default"  # the level of a component that has none of its own
 COMPONENTS: Final[tuple[str, ...]] = (
     *(
+        "acceptor",
         "active",
         "adoption",
         "channel",
@@ -36,6 +37,8 @@ COMPONENTS: Final[tuple[str, ...]] = (
         "patterns",
         "reloads",
         "sandbox",
+        "scrape_listener",
+        "scrapers",
         "service",
         "spare",
         "state",

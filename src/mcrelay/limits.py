@@ -19,6 +19,7 @@ PORTS_MAX: Final = 1024  # in rootless mode, of all interfaces together, a socke
 WORKERS_MAX: Final = 64  # one per core; the control plane gets a counter page of each in one message
 REQUESTS_MAX: Final = 32  # of one client, under way at once
 CLIENTS_MAX: Final = 2048  # connected at once: 1,000 that watch, and as many that come and go; 8 MiB when idle
+SCRAPERS_MAX: Final = 64  # at once; one that asks for metrics takes milliseconds
 
 TAPS_MAX: Final = 4  # open at once in one worker: each costs a send for each of its packets
 TAP_BYTES_MAX: Final = 65575  # of a tapped packet: the longest IPv6 packet but for jumbograms

@@ -4,7 +4,7 @@ Owns every message type; codec.py has who may say it where, and the way to bytes
 beside a message (SCM_RIGHTS); `descriptors()` says how many belong to it.
 
     channel          from -> to                     what
-    supervisor_sock  supervisor -> any worker       Start; to the control plane also Client, RecordRules
+    supervisor_sock  supervisor -> any worker       Start; to the control plane also Client, Scraper, RecordRules
     request_sock     any worker <-> supervisor      requests and replies by id, Ready, Acknowledge
     command_sock     supervisor -> data plane       interfaces, rules, own addresses, Shutdown
     client           client <-> control plane       the API (api.py)
@@ -145,6 +145,15 @@ class Client(Message, frozen=True):
     pid: int
     uid: Positive
     gid: Positive
+
+    def descriptors(self) -> int:
+        return 1
+
+
+class Scraper(Message, frozen=True):
+    """An accepted connection of somebody who wants metrics."""
+
+    address: Text  # and port
 
     def descriptors(self) -> int:
         return 1
@@ -435,6 +444,16 @@ class Inherit(Message, frozen=True):
 
     def descriptors(self) -> int:
         return 1 + self.workers
+
+
+class InheritMetrics(Message, frozen=True):
+    """The listening socket that metrics are served at."""
+
+    address: Text
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
+
+    def descriptors(self) -> int:
+        return 1
 
 
 class InheritInterface(Message, frozen=True):

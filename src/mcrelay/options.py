@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mcrelay.endpoint import Endpoint
 from mcrelay.messages import LogSettings
-from mcrelay.settings import Settings, WorkerSection
+from mcrelay.settings import METRICS_RULES_DEFAULT, Settings, WorkerSection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,8 @@ class Options:
     logs: LogSettings
     restore: bool  # the rules of the last daemon
     rootless: bool  # without any privilege
+    metrics: Endpoint | None = None  # where they are served
+    metrics_rules: int = METRICS_RULES_DEFAULT  # that have metrics of their own
     config: str | None = None  # the file
     settings: Settings = field(default_factory=Settings)  # what it said
 

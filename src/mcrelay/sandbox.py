@@ -32,7 +32,7 @@ from typing import Final, Literal
 
 from mcrelay import landlock, logs, process, seccomp
 from mcrelay.channel import SCM_MAX_FD
-from mcrelay.limits import CLIENTS_MAX, INTERFACES_MAX, PORTS_MAX, TAPS_MAX, WORKERS_MAX
+from mcrelay.limits import CLIENTS_MAX, INTERFACES_MAX, PORTS_MAX, SCRAPERS_MAX, TAPS_MAX, WORKERS_MAX
 from mcrelay.seccomp import ALLOW, KILL, Call, Null, OneOf, Without
 from mcrelay.ways import DIRECTIONS
 
@@ -155,7 +155,8 @@ OWN: Final = 32
 ARRIVING: Final = 4 * SCM_MAX_FD
 DESCRIPTORS: Final[Mapping[Role, int]] = MappingProxyType(
     {
-        "control": OWN + ARRIVING + CLIENTS_MAX + 1 + TAPS_MAX * WORKERS_MAX,  # one more is told that it is too many
+        # One more of each: a client is told that it is too many, a scraper takes another's place.
+        "control": OWN + ARRIVING + CLIENTS_MAX + 1 + SCRAPERS_MAX + 1 + TAPS_MAX * WORKERS_MAX,
         "data": OWN + ARRIVING + len(DIRECTIONS) * INTERFACES_MAX + PORTS_MAX + TAPS_MAX,  # ports: of rootless mode
     }
 )

@@ -21,6 +21,7 @@ from mcrelay.errors import Error, SystemRefusal
 from mcrelay.frames import FrameReader, Malformed
 from mcrelay.handover import Heritage, Will
 from mcrelay.messages import Inherit, Message
+from mcrelay.scrape_listener import unlisten
 from mcrelay.state import read_trusted, write_whole
 
 log = logging.getLogger(__name__)
@@ -81,13 +82,15 @@ def take(socket: str, workers: int, *, wanted: bool, rootless: bool) -> Heritage
 
 
 def _discard(path: str, kept: dict[str, int]) -> None:
-    """Close them. The service manager may still have the clients' socket for a moment: it must not keep us from
-    making another one."""
+    """Close them. The service manager may still have those that somebody connects to for a moment: they must not keep
+    us from making others."""
     for name, descriptor in kept.items():
         if name == _name(0, 0):
             with contextlib.suppress(OSError), Socket(fileno=os.dup(descriptor)) as sock:
                 if sock.getsockname() == path:
                     os.unlink(path)
+        with contextlib.suppress(OSError):
+            unlisten(descriptor)
         with contextlib.suppress(OSError):
             os.close(descriptor)
 

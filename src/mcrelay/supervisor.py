@@ -1,6 +1,6 @@
 """The supervisor: the privileged parent that spawns and keeps.
 
-Owns the children, the counter pages and the client socket; active.py has the rules that workers forward by and the
+Owns the children, the counter pages and the listening sockets; active.py has the rules that workers forward by and the
 durable sockets. What the control plane asks for is served here; what became of the rules is told to it.
 
 Never parses a byte that came from a client or from the network, and never waits for a worker without a deadline.
@@ -22,15 +22,14 @@ from mcrelay.active import ActiveRules
 from mcrelay.api import GetStats, Stats
 from mcrelay.children import MODULES, Child
 from mcrelay.codec import in_frames
+from mcrelay.doors import Doors
 from mcrelay.errors import Busy, Error, SystemRefusal, UsageError
 from mcrelay.handover import Heritage, Predecessor, Successor
 from mcrelay.limits import RULES_MAX
-from mcrelay.listener import Listener
 from mcrelay.messages import (
     Applied,
     ApplyRules,
     ChangeLevels,
-    Client,
     GetProcesses,
     HandedOver,
     HandOver,
@@ -78,7 +77,7 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._identity = process.identity(options.user, own=options.rootless)
         self._workers = len(options.cores)
-        self._listener = Listener(options.socket, inherited[0], private=options.rootless)
+        self._doors = Doors(options, heritage, self._deliver)
         self._pages = [Page(fd) for fd in inherited[1:]]
         self._predecessor = predecessor
         self._inherits = heritage is not None
@@ -94,7 +93,8 @@ class Supervisor:
         child = functools.partial(
             Child, on_ready=self._child_ready, on_message=self._child_message, on_exit=self._child_exited
         )
-        self._control = child("control", 0, credentials)
+        scrapes = (str(options.metrics_rules),) if options.metrics else ()
+        self._control = child("control", 0, (*credentials, *scrapes))
         # A worker that never sleeps takes its core anyway: preferred, it would leave nothing to anybody else there.
         polls = [options.of_worker(index)[1] for index in range(self._workers)]
         self._data = [child("data", index, credentials, prefer=not polls[index]) for index in range(self._workers)]
@@ -145,7 +145,7 @@ class Supervisor:
                 else:
                     await self._reloads.begin()
                 self._is_settled = True
-                self._listener.open(self._pass_client)
+                self._doors.open()
                 await self._active.replenish()
                 self._spare.prepare()
                 for child in self._children:
@@ -264,7 +264,7 @@ class Supervisor:
         self._stopping.set()
         if not self._is_anothers():
             self._report.stopping()
-        self._listener.shut()
+        self._doors.shut()
         under_way = list(self._tasks)
         for task in under_way:
             task.cancel()
@@ -278,9 +278,9 @@ class Supervisor:
         if not self._is_anothers():
             await self._state.save(self._active.generation)  # should it have failed before
         if self._is_anothers() or self._keep_for_next():
-            self._listener.leave()
+            self._doors.leave()
         else:
-            self._listener.close()
+            self._doors.close()
         await self._active.close()
         log.info("stopped")
 
@@ -315,7 +315,7 @@ class Supervisor:
             if child.role == "control":
                 self._record(self._active.records(), (), snapshot=True)
                 if self._is_settled:
-                    self._listener.open(self._pass_client)
+                    self._doors.open()
                     self._spawn_task(self._reloads.inform())
             else:
                 try:
@@ -410,7 +410,7 @@ class Supervisor:
         try:
             self._died.clear()
             await self._unless_somebody_dies(successor.prepare(self._will()))
-            self._listener.shut()
+            self._doors.shut()
             await self._active.hold()
             pid = await successor.proceed()
             self._report.handed_over(pid)
@@ -418,7 +418,7 @@ class Supervisor:
             successor.end()
             await self._active.take_over()
             if self._control.state == "ready":
-                self._listener.open(self._pass_client)
+                self._doors.open()
             raise
         successor.leave()
         self._handed_over = True
@@ -448,14 +448,15 @@ class Supervisor:
             rootless=self._options.rootless,
             levels=self._verbosity.levels,
         )
-        yield first, [self._listener.fileno(), *(page.fd for page in self._pages)]
+        yield first, [self._doors.fileno(), *(page.fd for page in self._pages)]
+        yield from self._doors.will()
         yield from self._active.will()
 
     def _child_exited(self, child: Child, delay_s: float) -> None:
         self._died.set()
         self._report.changed()
         if child.role == "control":
-            self._listener.shut()
+            self._doors.shut()
         self._tell_of(child)
         if child.failure:
             self._spawn_task(self._active.announce())
@@ -511,8 +512,8 @@ class Supervisor:
             restarts=0,
         )
 
-    def _pass_client(self, descriptor: int, pid: int, uid: int, gid: int) -> None:
-        self._control.tell("supervisor_sock", Client(pid=pid, uid=uid, gid=gid), [descriptor], give=True)
+    def _deliver(self, message: Message, descriptor: int) -> None:
+        self._control.tell("supervisor_sock", message, [descriptor], give=True)
 
     # Rules.
 

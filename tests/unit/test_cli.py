@@ -402,8 +402,8 @@ REFUSED_CORES = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "words"), REFUSED_CORES)
-def test_cores_that_cannot_be_are_refused_before_anything_is_done(
+@pytest.mark.parametrize(("arguments", "words"), [*REFUSED_CORES, (["--metrics", "9478"], ["is not ADDRESS:PORT"])])
+def test_what_cannot_be_is_refused_before_anything_is_done(
     arguments: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "run", None)

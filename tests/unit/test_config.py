@@ -78,6 +78,8 @@ def test_later_files_replace_settings_and_add_rules() -> None:
         ("[worker.x]\n", "0.toml:1: there is no worker 'x'; workers have numbers, from 0 on"),
         ("[events]\nsilent_s = 0\n", "0.toml:2: events.silent_s: expected a number >= 1.0"),
         ("[log.levels]\nlinsk = 'debug'\n", "0.toml:2: there is no component 'linsk'; did you mean links or"),
+        ("[metrics]\nlisten = '9478'\n", "0.toml:2: listen '9478' is not ADDRESS:PORT; write, for example, 127.0.0.1:"),
+        ("[metrics]\nlisten = 9478\n", "0.toml:2: metrics.listen: expected"),
         ("daemon = 3\n", "0.toml:1: daemon: expected a table, got a whole number"),
         ("[rule]\n", "0.toml:1: rule: expected a list, got a table"),
         ("x = [1,\n", "0.toml:2: this is not TOML: "),
@@ -240,6 +242,17 @@ def test_the_command_line_counts_more_than_the_file() -> None:
     assert not options.restore
     assert options.socket == "/x"
     assert options.config == os.path.abspath("m.toml")
+
+
+def test_where_metrics_are_served_is_said_by_the_file_or_the_command_line() -> None:
+    settings = read_texts('[metrics]\nlisten = "[::1]:9478"\nrules_max = 5\n').settings
+    options = make_options(settings, "m.toml", {}, LOGS, restore=None)
+    assert (options.metrics, options.metrics_rules) == (("::1", 9478), 5)
+    given = {"metrics": "127.0.0.1:1", "metrics_rules": 0}
+    options = make_options(settings, "m.toml", given, LOGS, restore=None)
+    assert (options.metrics, options.metrics_rules) == (("127.0.0.1", 1), 0)
+    options = make_options(read_texts("").settings, None, {}, LOGS, restore=None)
+    assert (options.metrics, options.metrics_rules) == (None, 1000)
 
 
 def test_interfaces_and_workers_have_settings_of_their_own() -> None:

@@ -254,11 +254,16 @@ def test_a_message_is_refused_from_whom_and_where_it_is_not_permitted(row: Row) 
 def test_descriptors_travel_with_few_messages() -> None:
     """What a channel may ever accept descriptors for."""
     carriers = {message.__name__ for message in ALL if message.descriptors is not Message.descriptors}
-    inherited = {"Inherit", "InheritInterface", "InheritPort", "InheritMemberships", "InheritAbsorber"}
-    assert (
-        carriers
-        == {"Start", "Client", "AttachInterface", "AttachPort", "OpenTap", "TapOpened", "Configure"} | inherited
-    )
+    inherited = {
+        "Inherit",
+        "InheritMetrics",
+        "InheritInterface",
+        "InheritPort",
+        "InheritMemberships",
+        "InheritAbsorber",
+    }
+    others = {"Start", "Client", "Scraper", "AttachInterface", "AttachPort", "OpenTap", "TapOpened", "Configure"}
+    assert carriers == others | inherited
     start = msgspec.convert(full_message(Start), Start)
     assert start.role == "control"
     assert start.descriptors() == 1 + start.workers

@@ -87,6 +87,7 @@ PURE = sorted(
         *("facts", "nearness", "sightings", "arrival", "departure", "explain", "doctor", "reasons"),
         *("engines.reassembly", "rootless", "tap", "pcapng"),
         *("settings", "config", "declared", "flows"),
+        *("endpoint", "health", "metrics"),
     )
     or name.startswith("mcrelay.protocols")
 )
