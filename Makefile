@@ -31,7 +31,7 @@ demo: $(VENV)/.installed
 # Tests that some processes share the machine for; the others put load on it, and have it for themselves.
 SHARING := tests/unit tests/native tests/engines tests/integration \
     $(foreach name,async_client bad_input change client_docs config events explain hostile_packets interfaces json legs \
-    logs loops memberships patterns privileges programs restore rootless sandbox store tap top,tests/e2e/test_$(name).py)
+    logs loops memberships metrics patterns privileges programs restore rootless sandbox store tap top,tests/e2e/test_$(name).py)
 
 test: $(VENV)/.develop $(VENV)/.installed
 	@packaging/install-requirements test

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -49,7 +50,7 @@ def stop(daemon: Daemon, manager: Manager) -> None:
 
 def test_a_restart_loses_nothing(line: RelayLine, manager: Manager, tmp_path: Path) -> None:
     """The rings hold what comes meanwhile."""
-    options = ("--ring-mib", "128")
+    options = ("--ring-mib", "128", "--metrics", "127.0.0.1:9478")
     first = run(line, manager, tmp_path, *options).__enter__()
     first.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
     first.run("add", f"{INPUT}%nowhere", f"{OUTPUT}%out0", "--name", "waits")
@@ -58,8 +59,12 @@ def test_a_restart_loses_nothing(line: RelayLine, manager: Manager, tmp_path: Pa
     wait_until(lambda: first.json("stats")["rules"][0]["packets"] > 0, 5)
     stop(first, manager)
     assert len(manager.kept) >= 5, first.log
+    scraper = line.relay.call(socket.create_connection, ("127.0.0.1", 9478), 10)  # waits, too
     second = run(line, manager, tmp_path, *options).__enter__()
     assert [rule["name"] for rule in second.json("list")["rules"]] == ["feed", "waits"]
+    scraper.sendall(b"GET /health HTTP/1.1\r\nHost: relay\r\n\r\n")
+    assert scraper.recv(4096).startswith(b"HTTP/1.1 200 OK")
+    scraper.close()
     sent = sender.stop().sent
     wait_until(lambda: second.json("stats")["rules"][0]["forwarded"] == sent, 10, "not all is forwarded")
     report = receiver.stop()
@@ -74,7 +79,8 @@ def test_a_restart_loses_nothing(line: RelayLine, manager: Manager, tmp_path: Pa
 
 @pytest.mark.parametrize("what", ["one descriptor is missing", "another number of workers", "no file"])
 def test_what_does_not_fit_is_told_and_not_used(line: RelayLine, manager: Manager, tmp_path: Path, what: str) -> None:
-    first = run(line, manager, tmp_path).__enter__()
+    metrics = ("--metrics", "127.0.0.1:9478")  # whose port is free for the next one
+    first = run(line, manager, tmp_path, *metrics).__enter__()
     first.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
     stop(first, manager)
     options: tuple[str, ...] = ()
@@ -86,7 +92,7 @@ def test_what_does_not_fit_is_told_and_not_used(line: RelayLine, manager: Manage
         options = ("--workers", "1")
     else:
         (tmp_path / "control.sock.sockets").unlink()
-    second = run(line, manager, tmp_path, *options).__enter__()
+    second = run(line, manager, tmp_path, *metrics, *options).__enter__()
     assert "cannot go on with the sockets that were kept" in second.log
     assert [rule["name"] for rule in second.json("list")["rules"]] == ["feed"]  # from the state file
     second.stop(check=False)
