@@ -18,6 +18,7 @@ from mcrelay import (
     cli_config,
     cli_diagnose,
     cli_events,
+    cli_health,
     cli_log,
     cli_run,
     cli_stats,
@@ -91,6 +92,7 @@ cli.add_command(cli_diagnose.explain)
 cli.add_command(cli_diagnose.doctor)
 cli.add_command(cli_tap.trace)
 cli.add_command(cli_tap.capture)
+cli.add_command(cli_health.health)
 cli.add_command(cli_log.log)
 
 

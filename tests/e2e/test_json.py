@@ -119,6 +119,7 @@ def test_commands_print_what_their_schemas_say(start: StartDaemon, line: RelayLi
             check("events", json.loads(text))
             checked.add("events")
     run("log", "links=debug")
+    assert run("health")["status"] == "degraded"  # an output names an interface that is not there
     run("restart-worker", "0")
     run("remove", "feed")
     daemon.pid = int(run("upgrade")["pid"])

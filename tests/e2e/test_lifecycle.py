@@ -377,6 +377,15 @@ def test_a_worker_that_keeps_dying_is_restarted_less_and_less_often(start: Start
     delays = [float(delay) for delay in re.findall(r"restarting data/0 in ([0-9.]+) s", daemon.log)]
     assert 1 <= len(delays) <= 8 - 5
     assert delays == sorted(delays)
+    # It waits for its next life.
+    done = daemon.run("health", check=False)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (69, "failing")
+    assert "data/0 is not ready: waiting" in done.stdout
+    wait_until(lambda: daemon.run("health", check=False).stdout == "ok\n", 15)
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%nowhere", "--name", "feed")
+    done = daemon.run("health")
+    assert done.stdout == "degraded\n  1 rule is pending: feed\n"
+    assert daemon.run("health", "--strict", check=False).returncode == 69
 
 
 def test_the_daemon_is_idle_when_there_is_nothing_to_do(daemon: Daemon) -> None:

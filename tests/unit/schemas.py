@@ -29,6 +29,7 @@ from mcrelay.documents import (
     Versions,
 )
 from mcrelay.facts import Diagnosis
+from mcrelay.health import Health
 from mcrelay.traffic import ReceiveReport, SendReport
 
 SNAPSHOTS: Final = Path(__file__).with_name("snapshots")
@@ -54,6 +55,7 @@ PRINTED: Final[dict[str, Any]] = {
     "doctor": Diagnosis,
     "events": Event,
     "log": LevelsInForce,
+    "health": Health,
     "trace": Packet,
     "send": SendReport,
     "receive": ReceiveReport,

@@ -99,6 +99,7 @@ CLIENT_COMMANDS = {
     "version": ["version"],
     "diff": ["diff"],
     "events": ["events"],
+    "health": ["health"],
     "apply": ["apply"],
     "save": ["save"],
 }
@@ -283,6 +284,7 @@ HELP = {
     "upgrade": "Example: mcrelay upgrade",
     "events": "Examples: mcrelay events",
     "log": "mcrelay log links=debug clients=warning",
+    "health": "Example: mcrelay health || systemctl restart mcrelay",
     "trace": "Example: mcrelay trace feed-a",
     "capture": "Example: mcrelay capture feed-a -w - | tshark -r -",
     "ping": "Example: mcrelay ping",
