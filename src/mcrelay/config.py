@@ -11,14 +11,14 @@ import difflib
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from mcrelay.cycles import check_no_cycle
+from mcrelay.cycles import look_for_cycle
 from mcrelay.endpoint import parse_endpoint
 from mcrelay.errors import BadConfig, RuleError, UsageError
 from mcrelay.levels import checked
@@ -88,75 +88,94 @@ class Configuration:
 
 def read(files: Iterable[tuple[str, bytes]]) -> Configuration:
     """Of files, as their names and contents, the main one first. ConfigError with everything that is wrong."""
-    documents = [_Document(name, content) for name, content in files]
-    problems: list[Problem] = []
-    for document in documents:
-        problems += document.problems
-    rules = _rules(documents, problems)
-    if problems:
-        order = [document.name for document in documents]
-        problems.sort(key=lambda problem: (order.index(problem.file), problem.line or 0))
-        raise ConfigError(problems[:PROBLEMS_MAX])
-    merged: dict[str, Any] = {}
-    for document in documents:
-        _merge(merged, document.values)
-    settings = msgspec.convert(merged, Settings)
-    if settings.daemon.workers is not None and settings.daemon.cores is not None:
-        last = next(d for d in reversed(documents) if {"workers", "cores"} & d.values.get("daemon", {}).keys())
-        key = "cores" if "cores" in last.values["daemon"] else "workers"
-        raise ConfigError([last.problem(("daemon", key), "daemon.workers and daemon.cores are both given", "keep one")])
-    return Configuration(settings, rules)
+    reading = Reading(files)
+    for _step in reading.steps():
+        pass
+    return reading.result()
+
+
+class Reading:
+    """The same in small steps, for those who have something else to do in between: all steps(), then result()."""
+
+    def __init__(self, files: Iterable[tuple[str, bytes]]) -> None:
+        self._files = list(files)
+        self._documents: list[_Document] = []
+        self._problems: list[Problem] = []
+        self._rules = RuleSet()
+        self._places: dict[str, tuple[_Document, int]] = {}  # by rule id
+
+    def steps(self) -> Iterator[None]:
+        for name, content in self._files:
+            yield
+            document = _Document(name, content)
+            self._documents.append(document)
+            yield from document.check()
+            self._problems += document.problems
+        for document in self._documents:
+            for index, section in document.rules:
+                yield
+                if len(self._problems) < PROBLEMS_MAX:
+                    self._take(document, index, section)
+        if not self._problems and (cycle := (yield from self._find_cycle())):
+            rule, why = cycle
+            document, index = self._places[rule.id]
+            self._problems.append(document.problem(("rule", index), why.message, why.hint))
+
+    def result(self) -> Configuration:
+        """ConfigError with everything that is wrong."""
+        if self._problems:
+            order = [document.name for document in self._documents]
+            self._problems.sort(key=lambda problem: (order.index(problem.file), problem.line or 0))
+            raise ConfigError(self._problems[:PROBLEMS_MAX])
+        merged: dict[str, Any] = {}
+        for document in self._documents:
+            _merge(merged, {key: value for key, value in document.values.items() if key != "rule"})
+        settings = msgspec.convert(merged, Settings)
+        if settings.daemon.workers is not None and settings.daemon.cores is not None:
+            last = next(
+                d for d in reversed(self._documents) if {"workers", "cores"} & d.values.get("daemon", {}).keys()
+            )
+            key = "cores" if "cores" in last.values["daemon"] else "workers"
+            what = "daemon.workers and daemon.cores are both given"
+            raise ConfigError([last.problem(("daemon", key), what, "keep one")])
+        return Configuration(settings, tuple(self._rules))
+
+    def _take(self, document: _Document, index: int, section: RuleSection) -> None:
+        try:
+            rule = parse_rule(section.input, section.outputs, section.name)
+            for other in (self._rules.with_input(rule.id), self._rules.with_name(rule.name)):
+                if other:
+                    raise _said_twice(rule, other, *self._places[other.id])
+            if len(self._rules) == RULES_MAX:
+                raise RuleError("there are too many rules", f"at most {RULES_MAX} are possible")
+        except RuleError as error:
+            self._problems.append(document.rule_problem(index, section, error))
+        else:
+            self._rules.add(rule)
+            self._places[rule.id] = document, index
+
+    def _find_cycle(self) -> Generator[None, None, tuple[Rule, RuleError] | None]:
+        """A rule that is part of one, and what is wrong. What the host hears of what it sends, only the host knows."""
+        try:
+            yield from self._look_for_cycle(self._rules)
+        except RuleError:
+            for rule in self._rules:
+                try:
+                    yield from self._look_for_cycle([rule])
+                except RuleError as error:
+                    return rule, error
+        return None
+
+    def _look_for_cycle(self, some: Iterable[Rule]) -> Iterator[None]:
+        return look_for_cycle(some, self._rules.fed_by, lambda _target: ())
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if isinstance(value, dict):
             _merge(into.setdefault(key, {}), value)
-        elif key == "rule":
-            into[key] = [*into.get(key, []), *value]
         else:
             into[key] = value
-
-
-def _rules(documents: Iterable[_Document], problems: list[Problem]) -> tuple[Rule, ...]:
-    found = RuleSet()
-    places: dict[str, tuple[_Document, int]] = {}
-    for document in documents:
-        for index, section in document.rules:
-            if len(problems) >= PROBLEMS_MAX:
-                break
-            try:
-                rule = parse_rule(section.input, section.outputs, section.name)
-                for other in (found.with_input(rule.id), found.with_name(rule.name)):
-                    if other:
-                        raise _said_twice(rule, other, *places[other.id])
-                if len(found) == RULES_MAX:
-                    raise RuleError("there are too many rules", f"at most {RULES_MAX} are possible")
-            except RuleError as error:
-                problems.append(document.rule_problem(index, section, error))
-            else:
-                found.add(rule)
-                places[rule.id] = document, index
-    if not problems and (cycle := _cycle(found)):
-        rule, why = cycle
-        document, index = places[rule.id]
-        problems.append(document.problem(("rule", index), why.message, why.hint))
-    return tuple(found)
-
-
-def _cycle(rules: RuleSet) -> tuple[Rule, RuleError] | None:
-    """A rule that is part of one, and what is wrong. What the host hears of what it sends, only the host can tell."""
-
-    def check(some: Iterable[Rule]) -> RuleError | None:
-        try:
-            check_no_cycle(some, rules.fed_by, lambda _target: ())
-        except RuleError as error:
-            return error
-        return None
-
-    if check(rules) is None:
-        return None
-    return next((rule, error) for rule in rules if (error := check([rule])))
 
 
 def _said_twice(rule: Rule, other: Rule, document: _Document, index: int) -> RuleError:
@@ -206,7 +225,6 @@ class _Document:
             self.problems.append(self._syntax(str(error)))
         except RecursionError:
             self.problems.append(Problem(name, None, "it is nested too deeply", "see mcrelay.toml(5)"))
-        self._check()
 
     def problem(self, path: Path, what: str, remedy: str) -> Problem:
         return Problem(self.name, self.line(path), what, remedy)
@@ -217,7 +235,8 @@ class _Document:
         what = why[: at.start()] if at else why.removesuffix(" (at end of document)")
         return Problem(self.name, line, f"this is not TOML: {what[:1].lower()}{what[1:]}", "see mcrelay.toml(5)")
 
-    def _check(self) -> None:
+    def check(self) -> Iterator[None]:
+        """Find what is wrong, and the rules, in small steps."""
         for key, value in self.values.items():
             if len(self.problems) >= PROBLEMS_MAX:
                 return
@@ -228,6 +247,7 @@ class _Document:
                     self._check_numbers(value)
             elif key == "rule" and isinstance(value, list):
                 for index, section in enumerate(value):
+                    yield
                     if len(self.problems) >= PROBLEMS_MAX:
                         return
                     rule = self._convert(section, RuleSection, (key, index))

@@ -61,7 +61,7 @@ from mcrelay.api import (
 from mcrelay.channel import Channel
 from mcrelay.clients import Clients, Connection
 from mcrelay.codec import Codec, in_frames
-from mcrelay.config import read
+from mcrelay.config import Reading
 from mcrelay.config_files import read_opened
 from mcrelay.errors import Busy, Error, RuleError, Unavailable
 from mcrelay.flowtable import FlowTable
@@ -257,10 +257,12 @@ class ControlPlane:
         refusal: str | None = None
         try:
             try:
-                configuration = read(read_opened(list(zip(message.files, descriptors, strict=True))))
+                reading = Reading(read_opened(list(zip(message.files, descriptors, strict=True))))
             finally:
                 _close(descriptors)
-            await self._adoption.adopt(configuration, rules=message.rules)
+            async for _step in in_turns(reading.steps()):
+                pass
+            await self._adoption.adopt(reading.result(), rules=message.rules)
         except Error as error:
             refusal = str(error)[:ERROR_MAX]
         self._requests.send(Acknowledge(ticket=message.ticket, error=refusal))
