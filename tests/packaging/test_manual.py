@@ -1,0 +1,116 @@
+"""What a person types without knowing it: the manual page, and completions in a shell."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import click
+import pytest
+
+from mcrelay.cli import cli
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+PAGE: Final = ROOT / "man/mcrelay.8"
+PROGRAM: Final = Path(sys.executable).with_name("mcrelay")
+OF_MOST: Final = "Options of most commands"
+
+
+def sections() -> dict[str, str]:
+    """Of the manual page, by the first word of each heading, without roff's escapes."""
+    text = PAGE.read_text().replace("\\-", "-")
+    parts = re.split(r"^\.S[SH] (.*)$", text, flags=re.MULTILINE)[1:]
+    return {
+        (heading if heading == OF_MOST else heading.split()[0]): body
+        for heading, body in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+def mentioned(text: str) -> set[str]:
+    """The options that are explained in a section: those in the line behind .TP."""
+    tags = re.findall(r"^\.TP\n(.*)$", text, flags=re.MULTILINE)
+    return {option for tag in tags for option in re.findall(r"(?<![\w-])--?[a-z][a-z-]*", tag)}
+
+
+def missing(group: click.Group) -> Iterator[str]:
+    """What the page does not have of the commands and their options."""
+    found = sections()
+    common = mentioned(found[OF_MOST])
+    for name, command in group.commands.items():
+        if command.hidden:
+            continue
+        if name not in found:
+            yield name
+            continue
+        known = mentioned(found[name]) | common
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and not parameter.hidden:
+                options = {*parameter.opts, *parameter.secondary_opts}
+                yield from (f"{name} {option}" for option in sorted(options - known))
+
+
+def test_the_page_has_each_command_and_option() -> None:
+    assert list(missing(cli)) == []
+
+
+def test_a_command_or_an_option_that_the_page_lacks_is_found() -> None:
+    run = click.Command("run", params=[click.Option(["--config"]), click.Option(["--unheard-of"])])
+    group = click.Group(commands={"run": run, "unheard": click.Command("unheard")})
+    assert list(missing(group)) == ["run --unheard-of", "unheard"]
+
+
+def test_the_page_is_good_roff() -> None:
+    done = subprocess.run(
+        ["man", "--warnings", "--local-file", str(PAGE)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "MANWIDTH": "80", "MANROFFSEQ": "", "PAGER": "cat"},
+    )
+    assert done.stderr == ""
+    for line in done.stdout.splitlines():
+        assert "\\" not in line
+
+
+@pytest.fixture(scope="module")
+def completions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("completions")
+    subprocess.run([ROOT / "packaging/completions", PROGRAM, directory], check=True, timeout=60)
+    return directory
+
+
+def test_bash_completes_commands_and_options(completions: Path) -> None:
+    def offers(*words: str) -> set[str]:
+        code = (
+            'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); '
+            # What bash calls for the command, as bash says.
+            'function=$(complete -p mcrelay | sed "s/.*-F \\([^ ]*\\).*/\\1/"); '
+            '"$function" mcrelay "${COMP_WORDS[COMP_CWORD]}"; printf "%s\\n" "${COMPREPLY[@]}"'
+        )
+        done = subprocess.run(
+            ["bash", "-c", code, "bash", completions / "mcrelay.bash", "mcrelay", *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PATH": f"{PROGRAM.parent}:{os.environ['PATH']}"},
+        )
+        assert done.stderr == ""
+        return set(done.stdout.split())
+
+    assert {"remove", "restart-worker", "resume", "receive"} <= offers("re")
+    assert {"--ring-mib", "--rootless"} <= offers("run", "--r")
+    assert offers("run", "--engine", "re") == {"reference"}
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_the_other_shells_can_read_theirs(completions: Path, shell: str) -> None:
+    text = (completions / f"mcrelay.{shell}").read_text()
+    assert f"_MCRELAY_COMPLETE={shell}_complete" in text
+    if program := shutil.which(shell):
+        subprocess.run([program, "-n", completions / f"mcrelay.{shell}"], check=True, timeout=20)
