@@ -7,6 +7,9 @@
 #   make lint       only the style and type checks
 #   make fuzz       build the fuzz targets and run them, for SECONDS=600 in all (EXECUTIONS=...: at most so many)
 #   make soak       build, and have traffic, random changes and deaths of processes for SECONDS=1800
+#   make wheel      build the wheel and the source distribution into build/dist
+#   make deb        build the Debian package into build/dist
+#   make packages-test   build both, and try them on every Python of this machine
 #   make clean      remove what was built
 #
 # Everything lands in .venv and build/ here; what the distribution has to provide is installed with apt (as root, or
@@ -15,25 +18,26 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DIST := build/dist
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 SOURCES := $(shell find src native -type f \( -name '*.py' -o -name '*.pyx' -o -name '*.pyi' -o -name '*.[ch]' \)) \
-    meson.build meson_options.txt pyproject.toml README.md LICENSE
+    $(wildcard man/*) meson.build meson_options.txt pyproject.toml README.md LICENSE
 
-.PHONY: demo test bench setup lint fuzz soak clean
+.PHONY: demo test bench setup lint fuzz soak wheel deb packages-test clean
 
 demo: $(VENV)/.installed
 	@packaging/install-requirements demo
 	$(SUDO) $(BIN)/python -m lab.demo
 
 # Tests that some processes share the machine for; the others put load on it, and have it for themselves.
-SHARING := tests/unit tests/native tests/engines tests/integration \
+SHARING := tests/unit tests/native tests/engines tests/integration tests/packaging \
     $(foreach name,async_client bad_input change client_docs config events explain hostile_packets interfaces json legs \
     logs loops memberships metrics patterns privileges programs restore rootless sandbox store tap top,tests/e2e/test_$(name).py)
 
-test: $(VENV)/.develop $(VENV)/.installed
+test: $(VENV)/.develop $(VENV)/.installed $(DIST)/.deb
 	@packaging/install-requirements test
 	$(SUDO) $(BIN)/python -m pytest -n 3 --dist loadfile $(SHARING)
 	$(SUDO) $(BIN)/python -m pytest tests $(SHARING:%=--ignore=%)
@@ -86,6 +90,35 @@ $(VENV)/.develop: $(VENV)/.tools
 $(VENV)/.bench: $(VENV)/.tools
 	$(BIN)/pip install -q $$($(BIN)/python packaging/dependencies bench)
 	@touch $@
+
+# For every Python from the one that builds it on (the stable interface), so build it with the oldest: PYTHON=python3.11
+wheel: $(DIST)/.wheel $(DIST)/.sdist
+deb: $(DIST)/.deb
+
+$(DIST)/.wheel: $(VENV)/.tools $(SOURCES)
+	@mkdir -p $(DIST)
+	rm -f $(DIST)/*.whl
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip wheel -q --no-build-isolation --no-deps \
+	    --config-settings=build-dir=build/wheel --wheel-dir $(DIST) .
+	@touch $@
+
+# Of what is committed.
+$(DIST)/.sdist: $(VENV)/.tools $(SOURCES)
+	@mkdir -p $(DIST)
+	rm -f $(DIST)/*.tar.gz
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -c 'import mesonpy; mesonpy.build_sdist("$(DIST)")' >build/sdist.log
+	@touch $@
+
+$(DIST)/.deb: $(DIST)/.wheel $(VENV)/.installed $(shell find packaging docs -type f) CHANGELOG.md
+	@packaging/install-requirements package
+	rm -f $(DIST)/*.deb
+	packaging/completions $(BIN)/mcrelay build/completions
+	PYTHON=$(BIN)/python packaging/build-deb $(DIST)/mcrelay-*.whl build/completions $(DIST)
+	@touch $@
+
+packages-test: $(VENV)/.develop $(VENV)/.installed $(DIST)/.deb
+	@packaging/install-requirements test
+	$(SUDO) env MCRELAY_PACKAGES=all $(BIN)/python -m pytest tests/packaging
 
 clean:
 	rm -rf $(VENV) build
