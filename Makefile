@@ -118,7 +118,7 @@ $(DIST)/.deb: $(DIST)/.wheel $(VENV)/.installed $(shell find packaging docs -typ
 
 packages-test: $(VENV)/.develop $(VENV)/.installed $(DIST)/.deb
 	@packaging/install-requirements test
-	$(SUDO) env MCRELAY_PACKAGES=all $(BIN)/python -m pytest tests/packaging
+	$(SUDO) env MCRELAY_PACKAGES=all $(BIN)/python -m pytest tests/packaging tests/packaging/sdist.py
 
 clean:
 	rm -rf $(VENV) build

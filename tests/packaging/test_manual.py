@@ -65,9 +65,10 @@ def test_a_command_or_an_option_that_the_page_lacks_is_found() -> None:
     assert list(missing(group)) == ["run --unheard-of", "unheard"]
 
 
-def test_the_page_is_good_roff() -> None:
+@pytest.mark.parametrize("page", sorted((ROOT / "man").iterdir()), ids=lambda page: page.name)
+def test_a_page_is_good_roff(page: Path) -> None:
     done = subprocess.run(
-        ["man", "--warnings", "--local-file", str(PAGE)],
+        ["man", "--warnings", "--local-file", str(page)],
         capture_output=True,
         text=True,
         check=True,

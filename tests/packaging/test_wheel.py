@@ -1,4 +1,4 @@
-"""The wheel and the source distribution: one wheel for all Pythons, each of which runs it."""
+"""The wheel: one for all Pythons, each of which runs it."""
 
 from __future__ import annotations
 
@@ -76,14 +76,3 @@ def test_a_fresh_environment_runs_it(version: str, wheel: Path, tmp_path: Path) 
             [program, "ping", "--socket", daemon.socket], capture_output=True, text=True, check=False, timeout=30
         )
         assert asked.stdout.startswith("the daemon at"), asked.stderr
-
-
-@pytest.mark.skipif(not ALL, reason="takes long: make packages-test")
-def test_the_source_distribution_builds_a_wheel(tmp_path: Path) -> None:
-    """In an environment of its own, as pip does it."""
-    subprocess.run(["make", "-s", "wheel"], cwd=ROOT, check=True, timeout=300)
-    (source,) = (ROOT / "build/dist").glob("mcrelay-*.tar.gz")
-    pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path)
-    subprocess.run([*pip, source], check=True, timeout=500)
-    (wheel,) = tmp_path.glob("*.whl")
-    assert "-abi3-" in wheel.name
