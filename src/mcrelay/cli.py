@@ -19,6 +19,7 @@ from mcrelay import (
     cli_diagnose,
     cli_events,
     cli_health,
+    cli_import,
     cli_log,
     cli_run,
     cli_stats,
@@ -83,6 +84,7 @@ cli.add_command(cli_config.diff)
 cli.add_command(cli_config.apply)
 cli.add_command(cli_config.save)
 cli.add_command(cli_config.schema)
+cli.add_command(cli_import.import_)
 cli.add_command(cli_stats.stats)
 cli.add_command(cli_events.events)
 cli.add_command(cli_top.top)

@@ -1,4 +1,4 @@
-"""The source distribution builds a wheel, which takes as long as a build does: only 'make packages-test' asks for it."""
+"""The source distribution builds a wheel. That takes as long as a build: only 'make packages-test' asks for it."""
 
 from __future__ import annotations
 

@@ -272,6 +272,7 @@ HELP = {
     "apply": "Example: mcrelay apply --dry-run",
     "save": "&& mcrelay save",
     "schema": "Example: mcrelay schema >",
+    "import": "Examples: mcrelay import smcroute /etc/smcroute.conf",
     "add": "239.2.2.2:6000%eth1,ttl=8",
     "remove": "Example: mcrelay remove feed-a",
     "pause": "Example: mcrelay pause feed-a 239.2.2.2:6000%eth1",
@@ -294,7 +295,7 @@ HELP = {
     "explain": "Example: sudo mcrelay explain 239.1.1.1:5000%eth0",
     "doctor": "Example: sudo mcrelay doctor",
 }
-WITHOUT_DAEMON = {"send", "receive", "check", "schema"}
+WITHOUT_DAEMON = {"send", "receive", "check", "schema", "import"}
 ON_TERMINALS = {"top"}
 DIAGNOSES = {"explain", "doctor"}  # to which a daemon that is not there is a finding
 
@@ -312,7 +313,7 @@ def test_help_shows_how_it_is_used(command: str) -> None:
     assert result.stdout.startswith(f"Usage: mcrelay {command} ")
     assert HELP[command] in result.stdout
     assert ("--socket PATH" in result.stdout) == (command not in WITHOUT_DAEMON)
-    assert ("--json" in result.stdout) == (command not in ("run", "ping", "capture", "schema", "top"))
+    assert ("--json" in result.stdout) == (command not in ("run", "ping", "capture", "schema", "import", "top"))
 
 
 def test_help_of_the_program_shows_the_commands() -> None:
