@@ -32,14 +32,16 @@ demo: $(VENV)/.installed
 	@packaging/install-requirements demo
 	$(SUDO) $(BIN)/python -m lab.demo
 
-# Tests that some processes share the machine for; the others put load on it, and have it for themselves.
-SHARING := tests/unit tests/native tests/engines tests/integration tests/packaging \
+# Tests that some processes share the machine for, the longest first; the others put load on it, and have it for
+# themselves.
+SHARING := tests/native tests/engines tests/integration tests/packaging tests/unit \
     $(foreach name,async_client bad_input change client_docs config events explain hostile_packets interfaces json legs \
-    logs loops memberships metrics patterns privileges programs restore rootless sandbox store tap top,tests/e2e/test_$(name).py)
+    logs loops memberships metrics patterns privileges programs restore rootless sandbox store tap top upgrade_refused, \
+    tests/e2e/test_$(name).py)
 
 test: $(VENV)/.develop $(VENV)/.installed $(DIST)/.deb
 	@packaging/install-requirements test
-	$(SUDO) $(BIN)/python -m pytest -n 3 --dist loadfile $(SHARING)
+	$(SUDO) $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(SHARING)
 	$(SUDO) $(BIN)/python -m pytest tests $(SHARING:%=--ignore=%)
 
 MODE := quick

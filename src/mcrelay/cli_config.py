@@ -16,7 +16,7 @@ from mcrelay import config_files
 from mcrelay.cli_options import json_option, socket_option
 from mcrelay.cli_print import count_of, print_json, print_line
 from mcrelay.client import Client
-from mcrelay.config import ConfigError, Configuration
+from mcrelay.config import ConfigError, Configuration, read
 from mcrelay.declared import Difference, difference
 from mcrelay.documents import (
     AppliedFile,
@@ -41,7 +41,7 @@ file_argument = click.argument("file", required=False, metavar="[FILE]")
 def load(file: str, *, as_json: bool = False) -> Configuration:
     """Prints all that is wrong, if something is, and exits."""
     try:
-        return config_files.load(file)
+        return read(config_files.read_files(file))
     except ConfigError as error:
         if as_json:
             print_json(CheckedFile(problems=error.problems))

@@ -44,11 +44,13 @@ def _is_drop_in(name: str) -> bool:
 
 
 def open_files(path: str) -> list[tuple[str, int]]:
-    """Names and descriptors, which are the caller's. FileError if one is not to be had, or not to be trusted."""
+    """For a daemon: names and descriptors, which are the caller's. FileError if one is not to be had, or if others than
+    root could have written what root's daemon is to do."""
     opened: list[tuple[str, int]] = []
     try:
         for name in names(path):
             opened.append((name, _open(name)))
+            _check_trust(*opened[-1])
     except BaseException:
         for _name, descriptor in opened:
             os.close(descriptor)
@@ -61,17 +63,16 @@ def _open(name: str) -> int:
         descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise FileError(f"cannot read {name}: {error.strerror}", "check its name, owner and mode") from None
-    facts = os.fstat(descriptor)
-    try:
-        if not stat.S_ISREG(facts.st_mode):
-            raise FileError(f"{name} is not a file", "give the name of a TOML file")
-        if os.geteuid() == 0 and (facts.st_uid != 0 or facts.st_mode & stat.S_IWOTH):
-            # It says who the daemon runs as, and what it relays.
-            raise FileError(f"{name} could be written by others than root", f"chown root {name}; chmod o-w {name}")
-    except BaseException:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise
+        raise FileError(f"{name} is not a file", "give the name of a TOML file")
     return descriptor
+
+
+def _check_trust(name: str, descriptor: int) -> None:
+    facts = os.fstat(descriptor)
+    if os.geteuid() == 0 and (facts.st_uid != 0 or facts.st_mode & stat.S_IWOTH):
+        raise FileError(f"{name} could be written by others than root", f"chown root {name}; chmod o-w {name}")
 
 
 def read_opened(opened: Sequence[tuple[str, int]]) -> list[tuple[str, bytes]]:
@@ -95,15 +96,26 @@ def _content(name: str, descriptor: int) -> bytes:
 
 
 def load(path: str) -> Configuration:
-    """What the file and its drop-ins say. FileError, or ConfigError with all that is wrong."""
-    return read(read_files(path))
-
-
-def read_files(path: str) -> list[tuple[str, bytes]]:
-    """Names and contents. FileError."""
+    """For a daemon: what the file and its drop-ins say. FileError, or ConfigError with all that is wrong."""
     opened = open_files(path)
     try:
-        return read_opened(opened)
+        return read(read_opened(opened))
     finally:
         for _name, descriptor in opened:
             os.close(descriptor)
+
+
+def read_files(path: str, *, new: bool = False) -> list[tuple[str, bytes]]:
+    """For a command: names and contents. FileError if one is not to be had; with `new`, a main file that is not there
+    is empty."""
+    found = []
+    for name in names(path):
+        if new and name == path and not os.path.exists(path):
+            found.append((name, b""))
+            continue
+        descriptor = _open(name)
+        try:
+            found.append((name, _content(name, descriptor)))
+        finally:
+            os.close(descriptor)
+    return found

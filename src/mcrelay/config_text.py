@@ -30,7 +30,7 @@ def save(path: str, running: Iterable[Rule]) -> Difference:
     """Have the files say what runs; what changed in them. A file that does not exist is made. ConfigError or FileError
     if they are not as they should be, SystemRefusal if they cannot be written; nothing has changed then."""
     running = list(running)
-    files = config_files.read_files(path) if os.path.exists(path) else [(path, b"")]
+    files = config_files.read_files(path, new=True)
     change = difference(read(files).rules, running)
     if not change:
         return change

@@ -262,13 +262,13 @@ class Supervisor:
 
     async def _shut_down(self) -> None:
         self._stopping.set()
-        if not self._is_anothers():
-            self._report.stopping()
         self._doors.shut()
         under_way = list(self._tasks)
         for task in under_way:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
+        if not self._is_anothers():
+            self._report.stopping()
         ends = await asyncio.gather(*(child.shut_down(SHUTDOWN_S) for child in self._children), return_exceptions=True)
         for end in ends:
             if end is not None:

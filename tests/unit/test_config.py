@@ -186,7 +186,7 @@ def test_files_that_cannot_be_had(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's files are looked at")
-def test_root_takes_no_file_that_others_can_write(tmp_path: Path) -> None:
+def test_root_s_daemon_takes_no_file_that_others_can_write(tmp_path: Path) -> None:
     file = tmp_path / "m.toml"
     file.touch()
     file.chmod(0o646)
@@ -196,6 +196,7 @@ def test_root_takes_no_file_that_others_can_write(tmp_path: Path) -> None:
     os.chown(file, 65534, -1)
     with pytest.raises(FileError, match="could be written by others"):
         config_files.load(str(file))
+    assert config_files.read_files(str(file)) == [(str(file), b"")]  # a command may look at it
 
 
 # --- differences -----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mcrelay import config_files, config_text
-from mcrelay.config import ConfigError
+from mcrelay.config import ConfigError, read
 from mcrelay.errors import Error, SystemRefusal
 from mcrelay.rules import Rule
 from mcrelay.ruletext import parse_rule
@@ -49,7 +49,7 @@ def file(tmp_path: Path) -> Path:
 
 def saved(file: Path, *rules: Rule) -> str:
     config_text.save(str(file), rules)
-    assert {rule.id for rule in config_files.load(str(file)).rules} == {rule.id for rule in rules}
+    assert {rule.id for rule in read(config_files.read_files(str(file))).rules} == {rule.id for rule in rules}
     assert [entry for entry in os.listdir(file.parent) if entry.endswith(".new")] == []
     return file.read_text()
 
@@ -97,7 +97,12 @@ def test_each_file_keeps_its_rules(file: Path) -> None:
     assert drop_in.read_text() == "# more\n"
 
 
-def test_a_new_file_is_made(tmp_path: Path) -> None:
+def test_a_new_file_is_made_and_has_nothing_that_a_drop_in_has(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "10.toml").write_text(
+        '[[rule]]\ninput = "239.1.1.3:5000%eth0"\noutput = "239.2.2.3:6000%eth1"\n'
+    )
+    assert "239.1.1.3" not in saved(tmp_path / "new.toml", ONE, NEW)
     assert "239.1.1.1:5000%eth0" in saved(tmp_path / "new.toml", ONE)
 
 
