@@ -35,9 +35,9 @@ demo: $(VENV)/.installed
 # Tests that some processes share the machine for, the longest first; the others put load on it, and have it for
 # themselves.
 SHARING := tests/native tests/engines tests/integration tests/packaging tests/unit \
-    $(foreach name,async_client bad_input change client_docs config events explain hostile_packets interfaces json legs \
-    logs loops memberships metrics patterns privileges programs restore rootless sandbox store tap top upgrade_refused, \
-    tests/e2e/test_$(name).py)
+    $(foreach name,async_client bad_input change client_docs config events explain hostile_clients hostile_packets \
+    interfaces json legs lifecycle logs loops memberships metrics patterns peers privileges programs restore rootless \
+    sandbox store tap top upgrade_refused,tests/e2e/test_$(name).py)
 
 test: $(VENV)/.develop $(VENV)/.installed $(DIST)/.deb
 	@packaging/install-requirements test

@@ -16,4 +16,4 @@ def test_nothing_is_lost_and_nothing_grows() -> None:
     run = soak(SECONDS, seed=1)
     print(run.table())
     assert run.failures == []
-    assert run.faults.total() >= 3
+    assert run.faults.total() >= 2

@@ -33,7 +33,7 @@ def run(*argv: str, timeout_s: float, **environment: str) -> None:
 @pytest.fixture(scope="module")
 def build() -> Path:
     """The core, its tests and the binding, built with sanitizers."""
-    options = ("-Db_sanitize=address,undefined", "-Db_lundef=false", "-Dbuildtype=debugoptimized", "-Dtests=true")
+    options = ("-Db_sanitize=address,undefined", "-Db_lundef=false", "-Ddebug=true", "-Doptimization=1", "-Dtests=true")
     if not (BUILD / "build.ninja").exists():
         run("meson", "setup", str(BUILD), *options, timeout_s=2 * MINUTES)
     run("meson", "compile", "-C", str(BUILD), timeout_s=5 * MINUTES)
