@@ -194,7 +194,7 @@ class Supervisor:
 
     def _status(self) -> str:
         ready = sum(child.state == "ready" for child in self._data)
-        return f"{len(self._active)} rules, {ready} of {self._workers} workers ready"
+        return f"rules: {len(self._active)}; workers ready: {ready} of {self._workers}"
 
     @property
     def _children(self) -> list[Child]:
