@@ -94,6 +94,7 @@ class Subscriptions:
 
     async def _look(self) -> None:
         """At all rules, again and again."""
+        self._flows = Flows(self._flows.settings)  # nobody has forgotten those that went while nobody looked
         for rule_id, record in self._table().records.items():
             self._flows.begin(self._at(rule_id, record), time.monotonic())
         while True:
@@ -101,6 +102,8 @@ class Subscriptions:
             now_s = time.monotonic()
             events = []
             async for rule_id, record in in_turns(list(self._table().records.items())):
+                if rule_id not in self._table().records:
+                    continue  # it went meanwhile, and its counters may be another's
                 for change in self._flows.see(self._at(rule_id, record), now_s):
                     events.append(_event(change.kind, _label(rule_id, record), change.text, change.values))
             self._tell(events)
