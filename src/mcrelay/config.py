@@ -223,6 +223,8 @@ class _Document:
             self.problems.append(Problem(name, line, "this is not UTF-8", "save the file as UTF-8 text"))
         except tomllib.TOMLDecodeError as error:
             self.problems.append(self._syntax(str(error)))
+        except ValueError as error:  # a number of thousands of digits
+            self.problems.append(self._syntax(str(error)))
         except RecursionError:
             self.problems.append(Problem(name, None, "it is nested too deeply", "see mcrelay.toml(5)"))
 

@@ -265,6 +265,9 @@ class ControlPlane:
             await self._adoption.adopt(reading.result(), rules=message.rules)
         except Error as error:
             refusal = str(error)[:ERROR_MAX]
+        except Exception:  # our mistake, for which the supervisor shall not wait
+            log.exception("cannot take up the configuration")
+            refusal = "an error inside the daemon; its log says more"
         self._requests.send(Acknowledge(ticket=message.ticket, error=refusal))
 
     async def wait_for_another(self, generation: int) -> None:

@@ -59,8 +59,7 @@ class Hook:
         try:
             done = subprocess.run(
                 [self._program, event.kind, event.subject],
-                input=json_text(to_json(event), indent=0),
-                text=True,
+                input=json_text(to_json(event), indent=0).encode(),
                 env={**os.environ, **environment},
                 timeout=self._deadline_s,
                 check=False,

@@ -102,8 +102,8 @@ class Subscriptions:
             now_s = time.monotonic()
             events = []
             async for rule_id, record in in_turns(list(self._table().records.items())):
-                if rule_id not in self._table().records:
-                    continue  # it went meanwhile, and its counters may be another's
+                if self._table().records.get(rule_id) is not record:
+                    continue  # it went or changed meanwhile, and its counters may be another's
                 for change in self._flows.see(self._at(rule_id, record), now_s):
                     events.append(_event(change.kind, _label(rule_id, record), change.text, change.values))
             self._tell(events)

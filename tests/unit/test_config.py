@@ -68,6 +68,7 @@ def test_later_files_replace_settings_and_add_rules() -> None:
         ("[deamon]\n", "0.toml:1: unknown key 'deamon'; did you mean 'daemon'?"),
         ("zzz = 1\n", "known are: daemon, log, metrics, events, interface, worker, rule"),
         ('[daemon]\nworkers = "2"\n', "0.toml:2: daemon.workers: expected a whole number, got a text in quotes"),
+        ("a = " + "1" * 5000, "this is not TOML"),
         ("[daemon]\nworkers = 0\n", "0.toml:2: daemon.workers: expected a whole number >= 1"),
         ("[daemon]\nengine = 'fast'\n", "0.toml:2: daemon.engine: invalid enum value 'fast'"),
         ("[daemon]\nworkers = 1\ncores = '1'\n", "daemon.workers and daemon.cores are both given; keep one"),
