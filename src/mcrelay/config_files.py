@@ -71,8 +71,9 @@ def _open(name: str) -> int:
 
 def _check_trust(name: str, descriptor: int) -> None:
     facts = os.fstat(descriptor)
-    if os.geteuid() == 0 and (facts.st_uid != 0 or facts.st_mode & stat.S_IWOTH):
-        raise FileError(f"{name} could be written by others than root", f"chown root {name}; chmod o-w {name}")
+    of_others = stat.S_IWOTH if facts.st_gid == 0 else stat.S_IWOTH | stat.S_IWGRP
+    if os.geteuid() == 0 and (facts.st_uid != 0 or facts.st_mode & of_others):
+        raise FileError(f"{name} could be written by others than root", f"chown root {name}; chmod go-w {name}")
 
 
 def read_opened(opened: Sequence[tuple[str, int]]) -> list[tuple[str, bytes]]:

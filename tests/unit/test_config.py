@@ -193,7 +193,12 @@ def test_root_s_daemon_takes_no_file_that_others_can_write(tmp_path: Path) -> No
     file.chmod(0o646)
     with pytest.raises(FileError, match="could be written by others"):
         config_files.load(str(file))
+    file.chmod(0o664)
+    os.chown(file, -1, 65534)
+    with pytest.raises(FileError, match="could be written by others"):
+        config_files.load(str(file))
     file.chmod(0o644)
+    config_files.load(str(file))
     os.chown(file, 65534, -1)
     with pytest.raises(FileError, match="could be written by others"):
         config_files.load(str(file))
