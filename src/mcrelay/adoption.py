@@ -50,13 +50,20 @@ class Adoption:
         self._on_events = on_events
         self._log = started.log  # in force, but for what 'mcrelay log' has changed since
 
-    async def adopt(self, configuration: Configuration, *, rules: bool) -> None:
-        """All of it or, with an Error, nothing."""
-        if rules:
-            await self._declare(configuration.rules)
+    def learn(self, settings: Settings) -> None:
+        """What a former life of the control plane has adopted."""
+        self._on_events(settings.events)
+        self._log = settings.log
+
+    async def adopt(self, configuration: Configuration) -> None:
+        """All of it or, if the rules cannot be had, nothing and their Error."""
+        await self._declare(configuration.rules)
         settings = configuration.settings
         self._on_events(settings.events)
-        await self._set_levels(settings)
+        try:
+            await self._set_levels(settings)
+        except Error as error:
+            log.warning("the levels of the log stay as they were: %s", error)
         if waiting := settings.changes_at_start(self._started):
             log.warning("changed in the file, and in force after a restart: %s", ", ".join(waiting))
 
@@ -79,7 +86,8 @@ class Adoption:
 
     async def _set_levels(self, settings: Settings) -> None:
         """What 'mcrelay log' has changed stays if the file's part of it does."""
-        before, self._log = self._log, settings.log
+        before = self._log
         if (before.level, before.levels) != (settings.log.level, settings.log.levels):
             gone = dict.fromkeys(before.levels.keys() - settings.log.levels.keys(), levels.DEFAULT)
             await self._running.change_levels(levels.checked(settings.log.level, gone | settings.log.levels))
+        self._log = settings.log

@@ -21,7 +21,7 @@ import os
 import socket
 import stat
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from mcrelay.codec import Codec, encode
@@ -91,7 +91,7 @@ class Channel:
                 raise Busy(f"{self.name} is full: the other side does not read", "try again")
         except BaseException:
             if give:
-                _close(descriptors)
+                close_descriptors(descriptors)
             raise
         self._queue.append((frame, descriptors, give))
         self._queued += len(frame)
@@ -126,7 +126,7 @@ class Channel:
                 return
             # The descriptors went with the first byte.
             if given:
-                _close(descriptors)
+                close_descriptors(descriptors)
             self._queued -= sent
             if sent < len(frame):
                 self._queue[0] = (frame[sent:], (), False)
@@ -169,7 +169,7 @@ class Channel:
         for frame in earlier:
             self._take(frame)
             if not self._open:
-                _close(arrived)
+                close_descriptors(arrived)
                 return
         self._received.extend(arrived)
         self._take(last)
@@ -222,7 +222,7 @@ class Channel:
         self._sock.close()
         for _frame, descriptors, given in self._queue:
             if given:
-                _close(descriptors)
+                close_descriptors(descriptors)
         self._queue.clear()
         self._close_received()
 
@@ -239,10 +239,10 @@ class Channel:
                 sock = socket.socket(fileno=descriptor)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
                 sock.detach()
-        _close(self._received)
+        close_descriptors(self._received)
         self._received.clear()
 
 
-def _close(descriptors: Sequence[int] | deque[int]) -> None:
+def close_descriptors(descriptors: Iterable[int]) -> None:
     for descriptor in descriptors:
         os.close(descriptor)

@@ -14,13 +14,14 @@ import logging
 import os
 import signal
 import socket
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 from mcrelay import process
-from mcrelay.channel import Channel
+from mcrelay.channel import Channel, close_descriptors
 from mcrelay.codec import Codec
-from mcrelay.errors import Busy
+from mcrelay.errors import Busy, error_of
 from mcrelay.frames import Malformed
 from mcrelay.messages import Acknowledge, ChannelName, Failed, Message, Probe, ProcessFacts, Ready, Shutdown, Start
 from mcrelay.spare import Started, start
@@ -94,8 +95,7 @@ class Child:
             pairs.extend(socket.socketpair() for _ in names)
             started = spare or start(MODULES[self.role], self._arguments, prefer=self._prefer)
         except BaseException:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            close_descriptors(descriptors)
             for one, other in pairs:
                 one.close()
                 other.close()
@@ -218,8 +218,10 @@ class Child:
                     log.warning("%s acknowledges %d, which nobody waits for", self.name, message.ticket)
                 elif message.error is None:
                     future.set_result(None)
-                else:
+                elif self.role == "data":
                     future.set_exception(Busy(f"{self.name} cannot do it: {message.error}", "try again"))
+                else:
+                    future.set_exception(error_of(message.code, message.error, message.hint))
             case _:
                 self._on_message(self, message)
 
@@ -231,14 +233,14 @@ class Child:
         opened = self._channels.get(channel)
         if opened is None:
             if give:
-                for descriptor in descriptors:
-                    os.close(descriptor)
+                close_descriptors(descriptors)
             return
         try:
             opened.send(message, descriptors, give=give)
         except (Busy, ConnectionError) as error:
-            log.warning("%s cannot be told anything: %s: restarting it", self.name, error)
-            self.kill()
+            if not self.is_leaving:
+                log.warning("%s cannot be told anything: %s: restarting it", self.name, error)
+                self.kill()
 
     def ticket(self) -> int:
         """A number for the next command."""
@@ -248,22 +250,20 @@ class Child:
     async def command(
         self, ticket: int, *parts: tuple[Message, Sequence[int]], patience_s: float = 0.0, give: bool = False
     ) -> None:
-        """Send a command, which may take several messages, and wait until the worker acknowledges its ticket. Busy if
-        it refuses or dies; a worker that does not answer in time is ended, and its next life starts right. Descriptors
-        are borrowed, or with `give` closed in any case."""
+        """Send a command, which may take several messages, and wait until the worker acknowledges its ticket. The
+        Error of a refusal, which a data plane's is Busy; Busy if it dies. A worker that does not answer in time is
+        ended, and its next life starts right. Descriptors are borrowed, or with `give` closed in any case."""
         channel = self._channels.get("command_sock" if self.role == "data" else "request_sock")
-        if channel is None:
-            if give:
-                for descriptor in (descriptor for _message, descriptors in parts for descriptor in descriptors):
-                    os.close(descriptor)
-            raise Busy(f"{self.name} is being restarted", "try again")
-        if not isinstance(parts[0][0], Probe):
-            log.debug("%s is told %s", self.name, type(parts[0][0]).__name__)
+        unsent = deque(parts)
         future = self._loop.create_future()
-        self._waiting[ticket] = future
         try:
-            for message, descriptors in parts:
-                channel.send(message, descriptors, give=give)
+            if channel is None:
+                raise ConnectionError
+            if not isinstance(parts[0][0], Probe):
+                log.debug("%s is told %s", self.name, type(parts[0][0]).__name__)
+            self._waiting[ticket] = future
+            while unsent:
+                channel.send(*unsent.popleft(), give=give)
             async with asyncio.timeout(ACKNOWLEDGE_S + patience_s):
                 await future
         except TimeoutError:
@@ -274,6 +274,9 @@ class Child:
             raise Busy(f"{self.name} is being restarted", "try again") from None
         finally:
             self._waiting.pop(ticket, None)
+            if give:
+                for _message, descriptors in unsent:
+                    close_descriptors(descriptors)
 
     async def take_from(self, command: Callable[..., Message]) -> None:
         """Have the worker use something no more; `command` makes the message with a ticket. One that does not is ended,

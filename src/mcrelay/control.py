@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import os
 import socket
 import sys
 import time
@@ -58,7 +57,7 @@ from mcrelay.api import (
     Version,
     Workers,
 )
-from mcrelay.channel import Channel
+from mcrelay.channel import Channel, close_descriptors
 from mcrelay.clients import Clients, Connection
 from mcrelay.codec import Codec, in_frames
 from mcrelay.config import Reading
@@ -183,7 +182,7 @@ class ControlPlane:
             case Shutdown():
                 self.keep(asyncio.get_running_loop().create_task(self._finish()))
             case _:
-                _close(descriptors)
+                close_descriptors(descriptors)
 
     async def _finish(self) -> None:
         """Answer what is about to be answered, and exit."""
@@ -235,7 +234,7 @@ class ControlPlane:
                 if future and not future.done():
                     future.set_result((message, descriptors))
                 else:
-                    _close(descriptors)
+                    close_descriptors(descriptors)
             case SetLevels():
                 logs.set_levels(message.levels)
                 self._requests.send(Acknowledge(ticket=message.ticket))
@@ -254,21 +253,29 @@ class ControlPlane:
 
     async def _configure(self, message: Configure, descriptors: list[int]) -> None:
         """Have what the files say, all of it or nothing, and tell the supervisor."""
-        refusal: str | None = None
+        refusal: Error | None = None
         try:
             try:
                 reading = Reading(read_opened(list(zip(message.files, descriptors, strict=True))))
             finally:
-                _close(descriptors)
+                close_descriptors(descriptors)
             async for _step in in_turns(reading.steps()):
                 pass
-            await self._adoption.adopt(reading.result(), rules=message.rules)
+            await self._wait_recorded(message.generation)
+            if message.rules:
+                await self._adoption.adopt(reading.result())
+            else:
+                self._adoption.learn(reading.result().settings)
         except Error as error:
-            refusal = str(error)[:ERROR_MAX]
-        except Exception:  # our mistake, for which the supervisor shall not wait
+            refusal = error
+        except Exception as error:  # our mistake, for which the supervisor shall not wait
             log.exception("cannot take up the configuration")
-            refusal = "an error inside the daemon; its log says more"
-        self._requests.send(Acknowledge(ticket=message.ticket, error=refusal))
+            refusal = Error(f"unexpected: {error!r}", "the daemon's log says more")
+        if refusal is None:
+            self._requests.send(Acknowledge(ticket=message.ticket))
+            return
+        why, hint = refusal.message[:ERROR_MAX], refusal.hint[:ERROR_MAX]
+        self._requests.send(Acknowledge(ticket=message.ticket, error=why, hint=hint, code=refusal.code))
 
     async def wait_for_another(self, generation: int) -> None:
         """Until a later generation is recorded, but not for ever."""
@@ -303,7 +310,7 @@ class ControlPlane:
         if isinstance(reply, Refused):
             raise Error(reply.message, reply.hint, code=reply.code)
         if not isinstance(reply, expect):
-            _close(descriptors)
+            close_descriptors(descriptors)
             raise Error(f"the supervisor answered with {type(reply).__name__}", "its log says more")
         return reply, descriptors
 
@@ -516,11 +523,6 @@ class ControlPlane:
 
 def _levels_reply(request_id: int, found: Levels) -> LogLevels:
     return LogLevels(id=request_id, level=found.level, components=found.components, known=levels.COMPONENTS)
-
-
-def _close(descriptors: Iterable[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
 
 
 def main() -> None:

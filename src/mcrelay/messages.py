@@ -202,6 +202,8 @@ class Acknowledge(Message, frozen=True):
 
     ticket: Id
     error: LongText | None = None
+    hint: LongText = ""
+    code: Text = "busy"
 
 
 class ApplyRules(Message, frozen=True):
@@ -293,9 +295,11 @@ class Refused(Message, frozen=True):
 
 
 class Configure(Message, frozen=True):
-    """Read these files, which come with the message, and have their settings and, if that is said, their rules."""
+    """Read these files, which come with the message, and have their settings and, if that is said, their rules. It is
+    meant for the rules of that generation or later ones, whose records come by another channel."""
 
     ticket: Id
+    generation: Id
     files: Annotated[tuple[LongText, ...], msgspec.Meta(max_length=FILES_MAX)]
     rules: bool
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from mcrelay.children import Child
@@ -22,12 +23,13 @@ CONFIGURE_S: Final = 20.0  # to read and apply files of thousands of rules
 
 
 class Reloads:
-    """Of the file `config`, if there is one."""
+    """Of the file `config`, if there is one. `generation` is that of the rules that run."""
 
-    def __init__(self, config: str | None, control: Child, report: Report) -> None:
+    def __init__(self, config: str | None, control: Child, report: Report, generation: Callable[[], int]) -> None:
         self._config = config
         self._control = control
         self._report = report
+        self._generation = generation
         self._turn = asyncio.Lock()
 
     async def begin(self) -> None:
@@ -44,7 +46,7 @@ class Reloads:
             try:
                 await self._configure(self._config, rules=True)
             except Error as error:
-                log.error("the configuration stays as it is: %s", error.message)
+                log.error("the configuration stays as it is: %s", error)
 
     async def inform(self) -> None:
         """A new control plane does not know what the file has come to say."""
@@ -52,12 +54,14 @@ class Reloads:
             try:
                 await self._configure(self._config, rules=False)
             except Error as error:
-                log.warning("the control plane goes on with the settings of the start: %s", error.message)
+                log.warning("the control plane goes on with the settings of the start: %s", error)
 
     async def _configure(self, config: str, *, rules: bool) -> None:
         async with self._turn:
             opened = await asyncio.to_thread(open_files, config)
             ticket = self._control.ticket()
-            message = Configure(ticket=ticket, files=tuple(name for name, _fd in opened), rules=rules)
+            message = Configure(
+                ticket=ticket, generation=self._generation(), files=tuple(name for name, _fd in opened), rules=rules
+            )
             descriptors = [descriptor for _name, descriptor in opened]
             await self._control.command(ticket, (message, descriptors), patience_s=CONFIGURE_S, give=True)

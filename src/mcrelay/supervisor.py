@@ -20,6 +20,7 @@ from typing import Final
 from mcrelay import __version__, counters, notify, process, store
 from mcrelay.active import ActiveRules
 from mcrelay.api import GetStats, Stats
+from mcrelay.channel import close_descriptors
 from mcrelay.children import MODULES, Child
 from mcrelay.codec import in_frames
 from mcrelay.doors import Doors
@@ -84,7 +85,7 @@ class Supervisor:
         self._upgrades = False
         self._died = asyncio.Event()  # set when a worker does
         self._handed_over = False
-        self._is_settled = False  # the rules that there were are there again: clients may come
+        self._settled = asyncio.Event()  # the rules that there were are there again: clients may come
         self._incoming: tuple[list[RuleRecord], list[str]] = [], []  # of an unfinished ApplyRules
         self._incoming_key: tuple[int, int] | None = None
         self._stopping = asyncio.Event()
@@ -110,7 +111,7 @@ class Supervisor:
         )
         self._state = StateFile(options.socket)
         self._report = Report(self._status)
-        self._reloads = Reloads(options.config, self._control, self._report)
+        self._reloads = Reloads(options.config, self._control, self._report, lambda: self._active.generation)
         self._verbosity = Verbosity(options.logs, self._children)
         if heritage:
             self._active.adopt(heritage)
@@ -122,7 +123,7 @@ class Supervisor:
         """Until SIGTERM or SIGINT. Error if the daemon cannot work here."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopping.set)
-        self._loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn_task(self._reloads.reload()))
+        self._loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn_task(self._reload()))
         self._loop.add_signal_handler(signal.SIGUSR1, self._control.tell, "request_sock", GetStats(id=0))
         self._loop.add_signal_handler(signal.SIGUSR2, lambda: self._spawn_task(self._serve_hand_over(None)))
         try:
@@ -144,7 +145,7 @@ class Supervisor:
                     self._predecessor.took_over()
                 else:
                     await self._reloads.begin()
-                self._is_settled = True
+                self._settled.set()
                 self._doors.open()
                 await self._active.replenish()
                 self._spare.prepare()
@@ -192,6 +193,10 @@ class Supervisor:
             self._state.path,
         )
 
+    async def _reload(self) -> None:
+        await self._settled.wait()  # until then, the file is to be read anyway
+        await self._reloads.reload()
+
     def _status(self) -> str:
         ready = sum(child.state == "ready" for child in self._data)
         return f"rules: {len(self._active)}; workers ready: {ready} of {self._workers}"
@@ -237,7 +242,7 @@ class Supervisor:
         )
         try:
             if child.role == "data":
-                if self._is_settled:
+                if self._settled.is_set():
                     self._active.settle(child)
                 child.start(start, [self._pages[child.index].writable()], self._spare.take())
             else:
@@ -286,10 +291,10 @@ class Supervisor:
 
     def _is_anothers(self) -> bool:
         """The place is a successor's, or still a predecessor's."""
-        return self._handed_over or (self._predecessor is not None and not self._is_settled)
+        return self._handed_over or (self._predecessor is not None and not self._settled.is_set())
 
     def _keep_for_next(self) -> bool:
-        return self._is_settled and notify.store_size() > 0 and store.keep(self._options.socket, self._will())
+        return self._settled.is_set() and notify.store_size() > 0 and store.keep(self._options.socket, self._will())
 
     # Children.
 
@@ -314,7 +319,7 @@ class Supervisor:
                 return  # it is over already; the next one will say that it is ready
             if child.role == "control":
                 self._record(self._active.records(), (), snapshot=True)
-                if self._is_settled:
+                if self._settled.is_set():
                     self._doors.open()
                     self._spawn_task(self._reloads.inform())
             else:
@@ -391,7 +396,7 @@ class Supervisor:
 
     async def _hand_over(self) -> int:
         """The successor's pid, once it forwards. Error, and nothing has changed, if it does not."""
-        if self._upgrades or self._stopping.is_set() or not self._is_settled:
+        if self._upgrades or self._stopping.is_set() or not self._settled.is_set():
             raise Busy("the daemon is starting, stopping or being upgraded", "try again")
         if not notify.may_change_process():
             raise SystemRefusal(
@@ -463,6 +468,8 @@ class Supervisor:
         self._restart_later(child, delay_s)
 
     def _child_message(self, child: Child, message: Message) -> None:
+        if self._stopping.is_set():
+            return  # who asks is about to be told
         match message:
             case ApplyRules():
                 self._collect(child, message)
@@ -560,8 +567,7 @@ class Supervisor:
         if child.restarts == life:
             child.tell("request_sock", reply, descriptors, give=True)
         else:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            close_descriptors(descriptors)
 
     def _changed(self, added: list[RuleRecord], removed: Sequence[str]) -> None:
         self._state.note(self._active.generation, self._active.records())

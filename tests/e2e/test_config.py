@@ -18,7 +18,7 @@ import pytest
 from lab.daemon import PROGRAM, Daemon
 from lab.manager import Manager
 from lab.namespaces import wait_until
-from lab.topology import RelayLine
+from lab.topology import INGRESS_ADDRESS, RelayLine
 from lab.traffic import ReceivePlan, SendPlan, start_receiver, start_sender
 from tests.e2e.conftest import StartDaemon
 
@@ -103,9 +103,34 @@ def test_a_broken_file_changes_nothing_and_the_log_says_where_it_is_broken(start
     file.write_text(TEXT.replace("workers = 1", 'workers = 2\n[log.levels]\nlinks = "debug"'))
     reload(daemon, "changed in the file, and in force after a restart: daemon.workers")
     assert daemon.json("log")["components"] == {"clients": "error", "links": "debug"}
+    daemon.run("log", "links=warning")
+    os.kill(daemon.pids()["control"], signal.SIGKILL)
+    wait_until(lambda: "control is back" in daemon.log, 10)
+    reload(daemon, "nothing to change")  # behind what a new control plane is told of the file
+    assert daemon.json("log")["components"] == {"clients": "error", "links": "warning"}
     file.write_text(TEXT)
     os.kill(daemon.pid, signal.SIGHUP)
     wait_until(lambda: daemon.json("log")["components"] == {"clients": "error"}, 10)
+
+
+def test_a_signal_during_the_start_has_the_file_read_once_more_behind_it(line: RelayLine, file: Path) -> None:
+    daemon = Daemon(line.relay, "--config", str(file))
+    children = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children")
+    wait_until(lambda: children.read_text() != "", 10, "no worker was started")
+    os.kill(daemon.process.pid, signal.SIGHUP)
+    with daemon:
+        wait_until(lambda: daemon.log.count("the rules are those of") == 2, 10, daemon.log)
+        assert daemon.log.index("ready:") < daemon.log.rindex("the rules are those of")
+        assert names(daemon) == ["feed", "spare"]
+
+
+def test_a_rule_that_this_host_cannot_have_ends_the_start_for_good(line: RelayLine, file: Path) -> None:
+    """Not as something that a service manager should try again."""
+    file.write_text(f'[[rule]]\ninput = "{INGRESS_ADDRESS}:7000%lo"\noutput = "{INGRESS_ADDRESS}:7000%in0"\n')
+    program = [PROGRAM, "run", "--socket", str(file.with_name("sock")), "--config", str(file)]
+    done = line.relay.run(*program, check=False)
+    assert done.returncode == 65
+    assert "heard at lo" in done.stderr.splitlines()[-1]
 
 
 def test_a_restart_goes_back_to_the_file_and_an_upgrade_does_not(start: StartDaemon, file: Path) -> None:
