@@ -8,22 +8,25 @@ is replaced at once, so that a reader finds it as it was or as it is to be.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Container, Iterable
 from typing import Any, Final
 
 import tomlkit
+from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import AoT, Table
 
 from mcrelay import config_files
-from mcrelay.config import read, rule_tables
+from mcrelay.config import ConfigError, read, rule_tables
 from mcrelay.declared import Difference, difference
 from mcrelay.errors import Error, SystemRefusal
 from mcrelay.rules import Rule
 from mcrelay.ruletext import parse_input
 
 NEW_MODE: Final = 0o644
+BY_HAND: Final = "write its rules as [[rule]] tables, or change it by hand"
 
 
 def save(path: str, running: Iterable[Rule]) -> Difference:
@@ -31,28 +34,37 @@ def save(path: str, running: Iterable[Rule]) -> Difference:
     if they are not as they should be, SystemRefusal if they cannot be written; nothing has changed then."""
     running = list(running)
     files = config_files.read_files(path, new=True)
-    change = difference(read(files).rules, running)
+    before = read(files)
+    change = difference(before.rules, running)
     if not change:
         return change
-    saved = [(name, content, _edit(content, change, add=name == path)) for name, content in files]
-    after = read((name, text) for name, _content, text in saved)
-    if difference(after.rules, running):
-        raise Error(f"{path} is written in a way that cannot be changed", "write its rules as [[rule]] tables")
+    try:
+        saved = [(name, content, _edit(content, change, add=name == path)) for name, content in files]
+        after = read((name, text) for name, _content, text in saved)
+    except (TOMLKitError, ConfigError) as error:
+        raise Error(f"{path} is written in a way that cannot be changed: {error}", BY_HAND) from None
+    if difference(after.rules, running) or after.settings != before.settings:
+        raise Error(f"{path} is written in a way that cannot be changed", BY_HAND)
     _replace([(name, text) for name, content, text in saved if text != content])
     return change
 
 
 def _edit(content: bytes, change: Difference, *, add: bool) -> bytes:
     gone = {rule.id for rule in change.removed}
-    changed = {after.id: after for _before, after in change.changed}
+    changed = {after.id: (before, after) for before, after in change.changed}
     document = tomlkit.parse(_without(gone, content))
     for table in _tables(document):
-        if rule := changed.get(_id(table)):
-            _set(table, rule)
+        if pair := changed.get(_id(table)):
+            before, after = pair
+            _set_name(table, after)
+            if set(before.outputs) != set(after.outputs):
+                _set_outputs(table, after)
     if add:
         for rule in change.added:
             table = tomlkit.table()
-            _set(table, rule)
+            _set_name(table, rule)
+            table["input"] = str(rule.input)
+            _set_outputs(table, rule)
             _append(document, table)
     return tomlkit.dumps(document).encode()
 
@@ -63,7 +75,7 @@ def _without(gone: Container[str], content: bytes) -> str:
     ids = [_id(table) for table in _tables(tomlkit.parse(text))]
     lines = rule_tables(content)
     dropped = {line for rule_id, table in zip(ids, lines, strict=False) if rule_id in gone for line in table}
-    return "".join(line for number, line in enumerate(text.splitlines(keepends=True), 1) if number not in dropped)
+    return "\n".join(line for number, line in enumerate(text.split("\n"), 1) if number not in dropped)
 
 
 def _tables(document: tomlkit.TOMLDocument) -> Iterable[Table]:
@@ -71,7 +83,7 @@ def _tables(document: tomlkit.TOMLDocument) -> Iterable[Table]:
     if isinstance(rules, AoT):
         return rules
     if rules:
-        raise Error("the rules are not written as [[rule]] tables", "write them so, or change the file by hand")
+        raise Error("the rules are not written as [[rule]] tables", BY_HAND)
     return ()
 
 
@@ -86,14 +98,14 @@ def _append(document: tomlkit.TOMLDocument, table: Table) -> None:
     rules.append(table)
 
 
-def _set(table: Table, rule: Rule) -> None:
-    """What differs; the rest keeps its way of being written."""
-    if rule.name is not None and str(table.get("name")) != rule.name:
+def _set_name(table: Table, rule: Rule) -> None:
+    if rule.name is None:
+        table.pop("name", None)
+    elif table.get("name") != rule.name:
         table["name"] = rule.name
-    elif rule.name is None and "name" in table:
-        del table["name"]
-    if "input" not in table:
-        table["input"] = str(rule.input)
+
+
+def _set_outputs(table: Table, rule: Rule) -> None:
     outputs = [str(output) for output in rule.outputs]
     if len(outputs) == 1:
         table["output"] = outputs[0]
@@ -104,23 +116,32 @@ def _set(table: Table, rule: Rule) -> None:
 
 
 def _replace(files: Iterable[tuple[str, bytes]]) -> None:
-    """Write all, then put each in its place. SystemRefusal if one cannot be written."""
+    """Write all, then put each in its place; a symbolic link goes on to lead there. SystemRefusal if one cannot be
+    written."""
+    done: list[str] = []
     with contextlib.ExitStack() as unfinished:
         ready = []
-        for name, content in files:
-            try:
-                ready.append((name, _write_beside(name, content, unfinished)))
-            except OSError as error:
-                raise SystemRefusal(
-                    f"cannot write {name}: {error.strerror}", "check its owner, mode and disk"
-                ) from None
-        for name, written in ready:
-            os.replace(written, name)
+        try:
+            for name, content in files:
+                real = os.path.realpath(name)
+                ready.append((name, real, _write_beside(real, content, unfinished)))
+            for name, real, written in ready:
+                os.replace(written, real)
+                done.append(name)
+                _sync_directory(real)
+        except OSError as error:
+            before = f"; written is {', '.join(done)}" if done else ""
+            hint = (
+                "it is mounted by itself: mount its directory instead"
+                if error.errno == errno.EBUSY
+                else "check its owner, mode and disk"
+            )
+            raise SystemRefusal(f"cannot write {name}: {error.strerror}{before}", hint) from None
 
 
 def _write_beside(name: str, content: bytes, unfinished: contextlib.ExitStack) -> str:
     """A new file with the owner and mode of the one that it is to replace, on the disk."""
-    descriptor, written = tempfile.mkstemp(prefix=".", suffix=".new", dir=os.path.dirname(name) or ".")
+    descriptor, written = tempfile.mkstemp(prefix=".", suffix=".new", dir=os.path.dirname(name))
     unfinished.callback(_remove, written)
     with open(descriptor, "wb") as file:
         file.write(content)
@@ -134,6 +155,15 @@ def _write_beside(name: str, content: bytes, unfinished: contextlib.ExitStack) -
         file.flush()
         os.fsync(descriptor)
     return written
+
+
+def _sync_directory(path: str) -> None:
+    """So that the name leads to the new file also after a power cut."""
+    descriptor = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove(path: str) -> None:

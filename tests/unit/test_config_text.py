@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -86,6 +87,30 @@ def test_a_name_goes_or_comes(file: Path) -> None:
     assert "zwei" in text
 
 
+def test_only_what_changes_is_written_anew(file: Path) -> None:
+    renamed = parse_rule("239.1.1.1:5000%eth0", ["239.2.2.1:6000%eth1"], "None")
+    text = saved(file, renamed, TWO)
+    assert text == TEXT.replace('"one"', '"None"')
+    nameless = parse_rule("239.1.1.1:5000%eth0", ["239.2.2.1:6000%eth1"], None)
+    assert saved(file, nameless, TWO) == TEXT.replace('name = "one"  # at the door\n', "")
+    assert saved(file, renamed, TWO).count('name = "None"') == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        (TEXT.replace("hall", "hall\u0085"), "\n"),
+        (TEXT.replace("hall", "hall\u2028"), "\n"),
+        (TEXT.replace("\n", "\r\n"), "\r\n"),
+    ],
+)
+def test_a_line_ends_where_toml_has_it_end(file: Path, text: str, end: str) -> None:
+    file.write_bytes(text.encode())
+    config_text.save(str(file), [TWO])
+    gone = text[text.index("[[rule]]") : text.index(f"{end}# Sound.")]
+    assert file.read_bytes().decode() == text.replace(gone, "", 1)
+
+
 def test_each_file_keeps_its_rules(file: Path) -> None:
     (file.parent / "conf.d").mkdir()
     drop_in = file.parent / "conf.d" / "10.toml"
@@ -110,6 +135,27 @@ def test_owner_and_mode_stay(file: Path) -> None:
     file.chmod(0o640)
     saved(file, ONE)
     assert file.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_link_leads_to_the_same_file(file: Path) -> None:
+    link = file.parent / "etc" / "mcrelay.toml"
+    link.parent.mkdir()
+    link.symlink_to("../mcrelay.toml")
+    config_text.save(str(link), [TWO])
+    assert link.is_symlink()
+    assert "239.1.1.1" not in file.read_text()
+    assert os.listdir(link.parent) == ["mcrelay.toml"]
+
+
+def test_a_file_that_cannot_be_replaced(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(_from: str, _to: str) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(os, "replace", busy)
+    with pytest.raises(SystemRefusal, match=r"mcrelay.toml: Device or resource busy; it is mounted by itself"):
+        config_text.save(str(file), [ONE])
+    assert file.read_text() == TEXT
+    assert os.listdir(file.parent) == ["mcrelay.toml"]
 
 
 def test_a_broken_file_is_not_touched(file: Path) -> None:
