@@ -13,6 +13,7 @@ import msgspec
 
 from mcrelay import cli_log
 from mcrelay.config import Configuration
+from mcrelay.cores import choose_cores
 from mcrelay.endpoint import parse_endpoint
 from mcrelay.errors import UsageError
 from mcrelay.limits import (
@@ -20,7 +21,6 @@ from mcrelay.limits import (
     LATENCY_BUDGET_US_MAX,
     RING_MEMORY_DEFAULT,
     RULES_MAX,
-    WORKERS_MAX,
 )
 from mcrelay.messages import LogSettings
 from mcrelay.options import Options
@@ -148,7 +148,9 @@ def make_options(
         check_ring(is_given=daemon.ring_mib != DaemonSection().ring_mib or "ring_mib" in chosen)
         if daemon.cores is None:
             daemon = msgspec.structs.replace(daemon, workers=1)
-    cores = _choose_cores(daemon.workers, daemon.cores)
+    of_workers, of_cores = (f"--{key}" if key in chosen else f"{config}: daemon.{key}" for key in ("workers", "cores"))
+    available = sorted(os.sched_getaffinity(0))
+    cores = choose_cores(available, daemon.workers, daemon.cores, of_workers=of_workers, of_cores=of_cores)
     if unknown := [number for number in settings.worker if int(number) >= len(cores)]:
         raise UsageError(
             f"{config}: [worker.{unknown[0]}]: there are workers 0 to {len(cores) - 1}",
@@ -171,44 +173,3 @@ def make_options(
         config=None if config is None else os.path.abspath(config),
         settings=settings,
     )
-
-
-def _choose_cores(workers: int | None, cores: str | None) -> tuple[int, ...]:
-    available = sorted(os.sched_getaffinity(0))
-    if cores is not None:
-        chosen = _parse_cores(cores)
-        if unavailable := [core for core in chosen if core not in available]:
-            raise UsageError(
-                f"--cores {cores}: core {unavailable[0]} is not there for us",
-                f"use some of {','.join(map(str, available))}",
-            )
-        if workers is not None and workers != len(chosen):
-            raise UsageError(
-                f"--workers {workers} and --cores {cores} disagree",
-                "there is one worker per core: give one of them",
-            )
-    else:
-        if workers is not None and not 1 <= workers <= len(available):
-            raise UsageError(
-                f"--workers {workers}: there is one worker per core",
-                f"use a number from 1 to {len(available)}",
-            )
-        chosen = available[: workers or WORKERS_MAX]
-    if len(chosen) > WORKERS_MAX:
-        raise UsageError(f"{len(chosen)} workers are too many", f"use at most {WORKERS_MAX}")
-    return tuple(chosen)
-
-
-def _parse_cores(text: str) -> list[int]:
-    chosen: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not (first.isascii() and first.isdigit()) or (dash and not (last.isascii() and last.isdigit())):
-            raise UsageError(f"--cores {text!r} is not a list of cores", "write, for example, 0,2-3")
-        begin, end = int(first), int(last or first)
-        if end < begin or end > 4095:
-            raise UsageError(f"--cores {text!r} is not a list of cores", "write, for example, 0,2-3")
-        chosen += range(begin, end + 1)
-    if len(set(chosen)) != len(chosen):
-        raise UsageError(f"--cores {text!r} names a core twice", "one worker per core")
-    return chosen

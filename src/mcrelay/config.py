@@ -11,13 +11,14 @@ import difflib
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
+from mcrelay.cores import parse_cores
 from mcrelay.cycles import look_for_cycle
 from mcrelay.endpoint import parse_endpoint
 from mcrelay.errors import BadConfig, RuleError, UsageError
@@ -25,7 +26,7 @@ from mcrelay.levels import checked
 from mcrelay.limits import RULES_MAX
 from mcrelay.rules import Rule, RuleSet, shown
 from mcrelay.ruletext import parse_rule
-from mcrelay.settings import InterfaceSection, RuleSection, Section, Settings, WorkerSection
+from mcrelay.settings import WORKER, InterfaceSection, RuleSection, Section, Settings, WorkerSection
 
 Path = tuple[str | int, ...]  # of a value in a document: keys, and positions in lists
 S = TypeVar("S")
@@ -131,14 +132,16 @@ class Reading:
         for document in self._documents:
             _merge(merged, {key: value for key, value in document.values.items() if key != "rule"})
         settings = msgspec.convert(merged, Settings)
-        if settings.daemon.workers is not None and settings.daemon.cores is not None:
-            last = next(
-                d for d in reversed(self._documents) if {"workers", "cores"} & d.values.get("daemon", {}).keys()
-            )
-            key = "cores" if "cores" in last.values["daemon"] else "workers"
-            what = "daemon.workers and daemon.cores are both given"
-            raise ConfigError([last.problem(("daemon", key), what, "keep one")])
+        if found := [self._problem(*contradiction) for contradiction in _contradictions(settings)]:
+            raise ConfigError(found)
         return Configuration(settings, tuple(self._rules))
+
+    def _problem(self, paths: Sequence[Path], what: str, remedy: str) -> Problem:
+        """At the last of these values that is given."""
+        document, path = next(
+            (document, path) for document in reversed(self._documents) for path in paths if document.has(path)
+        )
+        return document.problem(path, what, remedy)
 
     def _take(self, document: _Document, index: int, section: RuleSection) -> None:
         try:
@@ -168,6 +171,21 @@ class Reading:
 
     def _look_for_cycle(self, some: Iterable[Rule]) -> Iterator[None]:
         return look_for_cycle(some, self._rules.fed_by, lambda _target: ())
+
+
+def _contradictions(settings: Settings) -> Iterator[tuple[Sequence[Path], str, str]]:
+    """Values that are fine, but not together: where, what, and what would be right."""
+    daemon, events = settings.daemon, settings.events
+    if daemon.workers is not None and daemon.cores is not None:
+        yield [("daemon", "cores"), ("daemon", "workers")], "daemon.workers and daemon.cores are both given", "keep one"
+    workers = daemon.workers if daemon.cores is None else len(parse_cores(daemon.cores))
+    for number in settings.worker:
+        if workers is not None and int(number) >= workers:
+            what = f"[worker.{number}]: there are workers 0 to {workers - 1}"
+            yield [("worker", number)], what, "remove it, or have more workers"
+    if events.stopped_s < events.silent_s:
+        what = f"events.stopped_s is {events.stopped_s:g}, and events.silent_s {events.silent_s:g}"
+        yield [("events", "stopped_s"), ("events", "silent_s")], what, "a flow is silent before it has stopped"
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -228,6 +246,14 @@ class _Document:
         except RecursionError:
             self.problems.append(Problem(name, None, "it is nested too deeply", "see mcrelay.toml(5)"))
 
+    def has(self, path: Path) -> bool:
+        found: Any = self.values
+        for key in path:
+            if key not in found:
+                return False
+            found = found[key]
+        return True
+
     def problem(self, path: Path, what: str, remedy: str) -> Problem:
         return Problem(self.name, self.line(path), what, remedy)
 
@@ -260,7 +286,9 @@ class _Document:
                 if key == "log" and found:
                     self._check_components(found.log.levels)
                 if key == "metrics" and found and found.metrics.listen is not None:
-                    self._check_endpoint(found.metrics.listen)
+                    self._check_text(("metrics", "listen"), found.metrics.listen, parse_endpoint)
+                if key == "daemon" and found and found.daemon.cores is not None:
+                    self._check_text(("daemon", "cores"), found.daemon.cores, parse_cores)
 
     def _check_components(self, named: Mapping[str, str]) -> None:
         for component, level in named.items():
@@ -269,15 +297,15 @@ class _Document:
             except UsageError as error:
                 self.problems.append(self.problem(("log", "levels", component), error.message, error.hint))
 
-    def _check_endpoint(self, listen: str) -> None:
+    def _check_text(self, path: Path, text: str, parse: Callable[[str, str], object]) -> None:
         try:
-            parse_endpoint(listen, "listen")
+            parse(text, str(path[-1]))
         except UsageError as error:
-            self.problems.append(self.problem(("metrics", "listen"), error.message, error.hint))
+            self.problems.append(self.problem(path, error.message, error.hint))
 
     def _check_numbers(self, workers: Iterable[str]) -> None:
         for number in workers:
-            if not re.fullmatch("[0-9]{1,3}", number):
+            if not re.fullmatch(WORKER, number):
                 what = f"there is no worker {shown(number)}"
                 self.problems.append(self.problem(("worker", number), what, "workers have numbers, from 0 on"))
 

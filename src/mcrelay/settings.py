@@ -20,6 +20,7 @@ from mcrelay.limits import (
 )
 
 RING_MIB_MAX: Final = 1024
+WORKER: Final = "^(0|[1-9][0-9]{0,2})$"  # a number, as it is written
 METRICS_RULES_DEFAULT: Final = 1000  # with two outputs each, 16,000 series in 1 MB of text
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -134,7 +135,7 @@ class Settings(Section, frozen=True):
     events: EventsSection = EventsSection()
     interface: Annotated[dict[str, InterfaceSection], Meta(description="By the interface's name.")] = {}
     worker: Annotated[
-        dict[Annotated[str, Meta(pattern="^[0-9]{1,3}$")], WorkerSection],
+        dict[Annotated[str, Meta(pattern=WORKER)], WorkerSection],
         Meta(description="By the worker's number, from 0 on."),
     ] = {}
     rule: Annotated[tuple[RuleSection, ...], Meta(description="The rules, in order.")] = ()

@@ -87,7 +87,7 @@ PURE = sorted(
         *("facts", "nearness", "sightings", "arrival", "departure", "explain", "doctor", "reasons"),
         *("engines.reassembly", "rootless", "tap", "pcapng"),
         *("settings", "config", "declared", "flows"),
-        *("endpoint", "health", "metrics"),
+        *("endpoint", "cores", "health", "metrics"),
     )
     or name.startswith("mcrelay.protocols")
 )
