@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from datetime import datetime
 from typing import Final
 
@@ -63,7 +63,7 @@ def events(kinds: tuple[EventKind, ...], count: int | None, program: str | None,
     if program is not None and shutil.which(program) is None:
         raise UsageError(f"--run {program}: there is no such program", "give the path of an executable file")
     with until_stopped(), ExitStack() as stack:
-        hook = stack.enter_context(closing(Hook(program, _complain))) if program else None
+        hook = stack.enter_context(Hook(program, _complain)) if program else None
         for event in _follow(path, kinds, count):
             if as_json:
                 print_json(event, indent=0)

@@ -1,28 +1,32 @@
 """Hooks: a program that is run for each event.
 
 Owns its runs: one after the other, in the order of the events, each with a deadline. What cannot wait is dropped and
-counted: events are told as they happen, and a program that hangs must not keep them from others.
+counted: events are told as they happen, and a program that hangs must not keep them from others, nor the end waiting.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import subprocess
 import threading
 from collections.abc import Callable
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 from mcrelay.api import Event
 from mcrelay.codec import json_text, to_json
 
 WAITING_MAX: Final = 256  # events
 DEADLINE_S: Final = 30.0  # of one run
+LEFT_S: Final = 2.0  # for the run under way, when somebody wants an end
 
 
 class Hook:
-    """`program` gets the event's kind and subject as arguments, all of it in the environment (MCRELAY_EVENT, _SUBJECT,
-    _TEXT) and as JSON on standard input. `complain` is told in a line what went wrong."""
+    """A context manager: all that was told has run behind it, unless an exception ends it. `program` gets the event's
+    kind and subject as arguments, all of it in the environment (MCRELAY_EVENT, _SUBJECT, _TEXT) and as JSON on standard
+    input. `complain` is told in a line what went wrong."""
 
     def __init__(self, program: str, complain: Callable[[str], None], *, deadline_s: float = DEADLINE_S) -> None:
         self._program = program
@@ -45,14 +49,34 @@ class Hook:
                 self._complain(f"{self._program}: {self._dropped} events were dropped")
                 self._dropped = 0
 
-    def close(self) -> None:
-        """Wait for what is to be run still."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and (dropped := self._drop()):
+            self._complain(f"{self._program}: {dropped} events were dropped at the end")
         self._waiting.put(None)
-        self._thread.join()
+        self._thread.join(None if kind is None else LEFT_S)
+        if self._thread.is_alive():
+            self._complain(f"{self._program} still runs, and is left alone")
+
+    def _drop(self) -> int:
+        """How many events waited."""
+        dropped = 0
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._waiting.get_nowait()
+                dropped += 1
+        return dropped
 
     def _work(self) -> None:
         while (event := self._waiting.get()) is not None:
-            self._run(event)
+            try:
+                self._run(event)
+            except Exception as error:  # whatever it is, the next event is another
+                self._complain(f"cannot run {self._program}: {error!r}")
 
     def _run(self, event: Event) -> None:
         environment = {"MCRELAY_EVENT": event.kind, "MCRELAY_SUBJECT": event.subject, "MCRELAY_TEXT": event.text}

@@ -43,6 +43,7 @@ COMPONENTS: Final[tuple[str, ...]] = (
         "spare",
         "state",
         "store",
+        "subscriptions",
         "supervisor",
         "verbosity",
         "worker",

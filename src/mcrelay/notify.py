@@ -12,17 +12,17 @@ import socket
 from collections.abc import Sequence
 from typing import Final
 
-TOLD_S: Final = 2.0  # a service manager that does not read must not hold us up
+TOLD_S: Final = 2.0  # a service manager that does not read may hold us up for so long
 LISTEN_FIRST: Final = 3  # the first descriptor that systemd passes (sd_listen_fds(3))
 
 
-def notify(text: str, descriptors: Sequence[int] = ()) -> bool:
+def notify(text: str, descriptors: Sequence[int] = (), *, patience_s: float = TOLD_S) -> bool:
     """Tell it; whether there was somebody. OSError if that failed. Descriptors stay the caller's."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(TOLD_S)
+        sock.settimeout(patience_s)
         sock.connect("\0" + address[1:] if address.startswith("@") else address)
         socket.send_fds(sock, [text.encode()], list(descriptors))
     return True

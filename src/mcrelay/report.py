@@ -38,7 +38,7 @@ class Report:
                 self._live(interval_us / 2e6)
 
     def _live(self, interval_s: float) -> None:
-        _tell("WATCHDOG=1")
+        _tell("WATCHDOG=1", patience_s=0)
         self._loop.call_later(interval_s, self._live, interval_s)
 
     def changed(self) -> None:
@@ -50,9 +50,8 @@ class Report:
     def _say(self) -> None:
         self._is_due = False
         status = self._status()
-        if status != self._said:
+        if status != self._said and _tell(f"STATUS={status}", patience_s=0):
             self._said = status
-            _tell(f"STATUS={status}")
 
     @contextlib.contextmanager
     def reloading(self) -> Iterator[None]:
@@ -71,6 +70,11 @@ class Report:
         _tell("STOPPING=1\nSTATUS=stopping")
 
 
-def _tell(text: str) -> None:
-    with contextlib.suppress(OSError):  # a manager that does not listen is no reason not to relay
-        notify.notify(text)
+def _tell(text: str, *, patience_s: float = notify.TOLD_S) -> bool:
+    """Whether it could be said; a manager that does not listen is no reason not to relay. Without patience where a
+    later message makes up for a lost one."""
+    try:
+        notify.notify(text, patience_s=patience_s)
+    except OSError:
+        return False
+    return True

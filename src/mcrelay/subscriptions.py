@@ -2,19 +2,22 @@
 
 Owns who wants to know what, and the look at the counters once a second while anybody does: with nobody there, it costs
 nothing. What a change of a rule, an interface or a worker is, its messages say; flows.py knows what the counters tell.
-Nobody is waited for: a subscriber that does not read is closed like any client (clients.py).
+Nobody is waited for: a subscriber that does not read is closed like any client (clients.py). Others have their turns
+while many are told much.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Final
 
 from mcrelay.api import Event, EventKind, Happened, Subscribe, Subscribed
 from mcrelay.counters import Page
-from mcrelay.errors import Unavailable
+from mcrelay.errors import Busy, Unavailable
 from mcrelay.flows import Flows, Look
 from mcrelay.flowtable import FlowTable
 from mcrelay.messages import InterfaceRecord, Message, RuleRecord, WorkerChanged
@@ -22,9 +25,12 @@ from mcrelay.settings import EventsSection
 from mcrelay.taps import Watcher
 from mcrelay.turns import in_turns
 
+log = logging.getLogger(__name__)
+
 LOOK_S: Final = 1.0
 TEXT_MAX: Final = 400  # characters: a rule may have a thousand outputs
 EVENTS_PER_MESSAGE: Final = 500  # of less than 1 KiB: they fit a frame
+SUBSCRIBERS_MAX: Final = 64  # each is told of 10,000 new rules in some 10 ms
 
 
 class Subscriptions:
@@ -36,17 +42,22 @@ class Subscriptions:
         self._flows = Flows(settings)
         self._wanted: dict[Watcher, tuple[int, frozenset[EventKind]]] = {}  # the request's id; no kinds: all
         self._looking: asyncio.Task[None] | None = None
+        self._untold: deque[Sequence[Event]] = deque()
+        self._telling: asyncio.Task[None] | None = None
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def configure(self, settings: EventsSection) -> None:
         self._flows.settings = settings
 
     async def serve(self, message: Subscribe, watcher: Watcher) -> Message:
-        """Until the client is gone or the daemon ends. One subscription for each client: a later one replaces it."""
+        """Until the client is gone or the daemon ends. One subscription for each client: a later one replaces it. Busy
+        if there are too many."""
+        if len(self._wanted) >= SUBSCRIBERS_MAX and watcher not in self._wanted:
+            raise Busy(f"{SUBSCRIBERS_MAX} clients are told of events already", "end one, or try again")
         self._wanted[watcher] = message.id, frozenset(message.kinds)
         watcher.reply(Subscribed(id=message.id))
-        if self._looking is None:
-            self._looking = asyncio.get_running_loop().create_task(self._look())
+        if self._looking is None or self._looking.done():
+            self._looking = self._begin(self._look())
         try:
             await asyncio.wait({self._over, watcher.gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -95,8 +106,9 @@ class Subscriptions:
     async def _look(self) -> None:
         """At all rules, again and again."""
         self._flows = Flows(self._flows.settings)  # nobody has forgotten those that went while nobody looked
-        for rule_id, record in self._table().records.items():
-            self._flows.begin(self._at(rule_id, record), time.monotonic())
+        async for rule_id in in_turns(list(self._table().records)):
+            if record := self._table().records.get(rule_id):
+                self._flows.begin(self._at(rule_id, record), time.monotonic())
         while True:
             await asyncio.sleep(LOOK_S)
             now_s = time.monotonic()
@@ -117,11 +129,28 @@ class Subscriptions:
             until_ns = max(until_ns, page.loop(record.counter).suspended_until_ns)
         return Look(rule_id, packets, dropped, until_ns > time.monotonic_ns())
 
+    def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(_done)
+        return task
+
     def _tell(self, events: Sequence[Event]) -> None:
-        for watcher, (request_id, kinds) in list(self._wanted.items()):
-            wanted = [event for event in events if not kinds or event.kind in kinds]
-            for at in range(0, len(wanted), EVENTS_PER_MESSAGE):
-                watcher.reply(Happened(id=request_id, events=tuple(wanted[at : at + EVENTS_PER_MESSAGE])))
+        self._untold.extend(events[at : at + EVENTS_PER_MESSAGE] for at in range(0, len(events), EVENTS_PER_MESSAGE))
+        if self._untold and (self._telling is None or self._telling.done()):
+            self._telling = self._begin(self._tell_all())
+
+    async def _tell_all(self) -> None:
+        while self._untold:
+            events = self._untold.popleft()
+            for watcher, (request_id, kinds) in list(self._wanted.items()):
+                if wanted := tuple(event for event in events if not kinds or event.kind in kinds):
+                    watcher.reply(Happened(id=request_id, events=wanted))
+                    await asyncio.sleep(0)
+
+
+def _done(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        log.error("events are not told any more: %r", error, exc_info=error)
 
 
 def _event(kind: EventKind, subject: str, text: str, values: dict[str, float] | None = None) -> Event:

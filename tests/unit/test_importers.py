@@ -139,6 +139,7 @@ def test_a_source_that_is_given() -> None:
         ("udp-broadcast-relay", "", "there is no command line"),
         ("udp-broadcast-relay", "--port 7 --dev a", "line 1: there is no port, or fewer than two devices"),
         ("udp-broadcast-relay", "--port", "--port has no value"),
+        ("udp-broadcast-relay", "--port 7 \\\n --dev a \\\n --dev b\n\n--port 8 \\\n --frob 7", "line 5: '--frob'"),
         ("udp-broadcast-relay", "--frob 7", "'--frob' is no option"),
     ],
 )

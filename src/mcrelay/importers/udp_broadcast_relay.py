@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -43,9 +43,8 @@ class _Options:
 def read(text: str) -> Imported:
     """BadImport at a line that is none of its command lines."""
     imported = Imported()
-    joined = re.sub(r"\\\n", lambda _found: "  ", text)
     count = 0
-    for number, line in enumerate(joined.splitlines(), 1):
+    for number, line in _lines(text):
         try:
             words = shlex.split(line, comments=True)
         except ValueError as error:
@@ -56,6 +55,18 @@ def read(text: str) -> Imported:
     if not count:
         raise BadImport("there is no command line", "write, for example, --id 1 --port 1900 --dev eth0 --dev eth1")
     return imported
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Each with the number of its first; those that end in a backslash go on in the next."""
+    begun: list[str] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        begun.append(line.removesuffix("\\"))
+        if not line.endswith("\\"):
+            yield number - len(begun) + 1, " ".join(begun)
+            begun = []
+    if begun:
+        yield number - len(begun) + 1, " ".join(begun)
 
 
 def _parse(number: int, words: Sequence[str]) -> _Options:
