@@ -107,8 +107,8 @@ class Daemon:
         assert not check or done.returncode == 0, f"mcrelay {' '.join(arguments)}: {done.stderr}"
         return done
 
-    def json(self, *arguments: str) -> Any:
-        return json.loads(self.run(*arguments, "--json").stdout)
+    def json(self, *arguments: str, check: bool = True) -> Any:
+        return json.loads(self.run(*arguments, "--json", check=check).stdout)
 
     def pids(self) -> dict[str, int]:
         """Of the running workers and the supervisor, by name: control, data/0 and so on."""

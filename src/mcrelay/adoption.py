@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+from msgspec.structs import replace
+
 from mcrelay import levels
 from mcrelay.config import Configuration
 from mcrelay.declared import difference
@@ -49,23 +51,33 @@ class Adoption:
         self._running = running
         self._on_events = on_events
         self._log = started.log  # in force, but for what 'mcrelay log' has changed since
+        self._events = started.events
+
+    @property
+    def settings(self) -> Settings:
+        """In force."""
+        return replace(self._started, log=self._log, events=self._events)
 
     def learn(self, settings: Settings) -> None:
         """What a former life of the control plane has adopted."""
-        self._on_events(settings.events)
+        self._take_events(settings.events)
         self._log = settings.log
 
     async def adopt(self, configuration: Configuration) -> None:
         """All of it or, if the rules cannot be had, nothing and their Error."""
         await self._declare(configuration.rules)
         settings = configuration.settings
-        self._on_events(settings.events)
+        self._take_events(settings.events)
         try:
             await self._set_levels(settings)
         except Error as error:
             log.warning("the levels of the log stay as they were: %s", error)
         if waiting := settings.changes_at_start(self._started):
             log.warning("changed in the file, and in force after a restart: %s", ", ".join(waiting))
+
+    def _take_events(self, settings: EventsSection) -> None:
+        self._events = settings
+        self._on_events(settings)
 
     async def _declare(self, wanted: Sequence[Rule]) -> None:
         """Have these rules and no others. If they change meanwhile, once more."""

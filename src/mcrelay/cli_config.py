@@ -26,6 +26,7 @@ from mcrelay.documents import (
     FileComparison,
     RuleTexts,
     SavedFile,
+    Waiting,
 )
 from mcrelay.errors import EXIT_CODES, Conflict, Error, UsageError
 from mcrelay.rules import Rule
@@ -93,11 +94,11 @@ def diff(file: str | None, as_json: bool, path: str) -> None:
         wanted, waiting = _wanted(client, file)
         _generation, change = _difference(client, wanted)
     if as_json:
-        print_json(FileComparison(**_comparison(change), restart=waiting))
+        print_json(FileComparison(**_comparison(change), **waiting))
     else:
         _print(change.lines())
         _print_waiting(waiting)
-    sys.exit(DIFFERS if change or waiting else 0)
+    sys.exit(DIFFERS if change or any(waiting.values()) else 0)
 
 
 @click.command()
@@ -116,7 +117,7 @@ def apply(file: str | None, dry_run: bool, as_json: bool, path: str) -> None:
         wanted, waiting = _wanted(client, file)
         change = _difference(client, wanted)[1] if dry_run else _apply(client, wanted)
     if as_json:
-        print_json(AppliedFile(**_comparison(change), restart=waiting, applied=not dry_run))
+        print_json(AppliedFile(**_comparison(change), **waiting, applied=not dry_run))
         return
     if dry_run:
         _print(change.lines())
@@ -154,11 +155,14 @@ def _own_file(client: Client) -> str:
     return config
 
 
-def _wanted(client: Client, file: str | None) -> tuple[tuple[Rule, ...], list[str]]:
-    """The rules of the file, and what it says that only a restart would bring into force."""
+def _wanted(client: Client, file: str | None) -> tuple[tuple[Rule, ...], Waiting]:
+    """The rules of the file, and the settings of it that only a reload or a restart would bring into force."""
     status = client.status()
     found = load(file or _own_file(client))
-    return found.rules, found.settings.changes_at_start(status.settings)
+    return found.rules, Waiting(
+        reload=found.settings.changes_at_reload(status.settings),
+        restart=found.settings.changes_at_start(status.settings),
+    )
 
 
 def _rules(client: Client) -> tuple[int, list[Rule]]:
@@ -208,6 +212,7 @@ def _print(lines: Iterable[str]) -> None:
         print_line(click.style(line, fg=marks.get(line[0])))
 
 
-def _print_waiting(waiting: list[str]) -> None:
-    if waiting:
-        print_line(f"only after a restart: {', '.join(waiting)}", err=True)
+def _print_waiting(waiting: Waiting) -> None:
+    for when, keys in (("reload", waiting["reload"]), ("restart", waiting["restart"])):
+        if keys:
+            print_line(f"only after a {when}: {', '.join(keys)}", err=True)

@@ -363,7 +363,7 @@ class ControlPlane:
             version=__version__,
             protocol=PROTOCOL,
             config=self._start.config,
-            settings=self._start.settings,
+            settings=self._adoption.settings,
             rootless=self._start.settings.daemon.rootless,
             generation=self._table.generation,
             rules=len(self._table.rules),

@@ -102,10 +102,15 @@ class Comparison(TypedDict):
     changed: list[ChangedRule]
 
 
-class FileComparison(Comparison):
-    """Of `mcrelay diff`."""
+class Waiting(TypedDict):
+    """Settings of a file that come into force later: their keys."""
 
-    restart: list[str]  # settings that come into force only then
+    reload: list[str]  # with a reload or a restart
+    restart: list[str]
+
+
+class FileComparison(Comparison, Waiting):
+    """Of `mcrelay diff`."""
 
 
 class AppliedFile(FileComparison):

@@ -156,6 +156,15 @@ class Settings(Section, frozen=True):
         ]
         return found + (["log.format"] if self.log.format != other.log.format else [])
 
+    def changes_at_reload(self, other: Settings) -> list[str]:
+        """The keys that differ from `other` and count from a reload on."""
+        return [
+            f"{section}.{key}"
+            for section in ("log", "events")
+            for key in getattr(self, section).__struct_fields__
+            if key != "format" and getattr(getattr(self, section), key) != getattr(getattr(other, section), key)
+        ]
+
 
 def schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of a configuration file."""

@@ -108,7 +108,9 @@ def test_a_broken_file_changes_nothing_and_the_log_says_where_it_is_broken(start
     wait_until(lambda: "control is back" in daemon.log, 10)
     reload(daemon, "nothing to change")  # behind what a new control plane is told of the file
     assert daemon.json("log")["components"] == {"clients": "error", "links": "warning"}
+    assert daemon.json("diff", check=False)["reload"] == []
     file.write_text(TEXT)
+    assert daemon.json("diff", check=False)["reload"] == ["log.levels"]
     os.kill(daemon.pid, signal.SIGHUP)
     wait_until(lambda: daemon.json("log")["components"] == {"clients": "error"}, 10)
 
@@ -156,6 +158,9 @@ def test_what_runs_and_what_a_file_says_are_compared_applied_and_saved(start: St
     assert "\x1b" not in done.stdout
 
     other = file.with_name("other.toml")
+    other.write_text("[events]\nsilent_s = 2\n" + TEXT.replace(OTHER, NEW).replace("workers = 1", "workers = 2"))
+    done = daemon.run("diff", str(other), check=False)
+    assert done.stderr == "only after a reload: events.silent_s\nonly after a restart: daemon.workers\n"
     other.write_text(TEXT.replace(OTHER, NEW))
     would = daemon.run("apply", str(other), "--dry-run").stdout
     assert "+ new" in would
