@@ -8,23 +8,23 @@ the rules changed by whoever made it (control.py), and knows no channel.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
 
 from msgspec.structs import replace
 
 from mcrelay import levels
 from mcrelay.config import Configuration
 from mcrelay.declared import difference
-from mcrelay.errors import Busy, Conflict, Error
+from mcrelay.errors import Error
 from mcrelay.flowtable import FlowTable
 from mcrelay.levels import Change
 from mcrelay.rules import Rule
 from mcrelay.settings import EventsSection, Settings
 
-log = logging.getLogger(__name__)
+Made = TypeVar("Made")
 
-TRIES: Final = 20  # against others who change rules
+log = logging.getLogger(__name__)
 
 
 class Running(Protocol):
@@ -35,7 +35,7 @@ class Running(Protocol):
 
     async def apply(self, add: Sequence[Rule], remove: Sequence[Rule], expect: int | None = None) -> object: ...
 
-    async def wait_for_another(self, generation: int) -> None: ...
+    async def on_these_rules(self, attempt: Callable[[int], Awaitable[Made]]) -> Made: ...
 
     async def change_levels(self, change: Change) -> object: ...
 
@@ -80,21 +80,15 @@ class Adoption:
         self._on_events(settings)
 
     async def _declare(self, wanted: Sequence[Rule]) -> None:
-        """Have these rules and no others. If they change meanwhile, once more."""
-        for _ in range(TRIES):
-            generation = self._running.table.generation
+        """Have these rules and no others."""
+
+        async def attempt(generation: int) -> None:
             change = difference(self._running.table.rules, wanted)
-            try:
-                if change:
-                    await self._running.apply(change.adds, change.removes, generation)
-            except Error as error:
-                if error.code != Conflict.code:
-                    raise
-                await self._running.wait_for_another(generation)
-                continue
+            if change:
+                await self._running.apply(change.adds, change.removes, generation)
             log.info("the rules are those of %s: %s", self._file, change.summary())
-            return
-        raise Busy("many changes are under way", "try again")
+
+        await self._running.on_these_rules(attempt)
 
     async def _set_levels(self, settings: Settings) -> None:
         """What 'mcrelay log' has changed stays if the file's part of it does."""

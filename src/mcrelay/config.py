@@ -63,9 +63,12 @@ class Problem:
     what: str
     remedy: str
 
+    @property
+    def place(self) -> str:
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
     def __str__(self) -> str:
-        place = self.file if self.line is None else f"{self.file}:{self.line}"
-        return f"{place}: {self.what}; {self.remedy}"
+        return f"{self.place}: {self.what}; {self.remedy}"
 
 
 class ConfigError(BadConfig):
@@ -74,8 +77,7 @@ class ConfigError(BadConfig):
     def __init__(self, problems: Sequence[Problem]) -> None:
         first, *others = problems
         more = f" (and {len(others)} more: 'mcrelay check' shows them)" if others else ""
-        place = first.file if first.line is None else f"{first.file}:{first.line}"
-        super().__init__(f"{place}: {first.what}", f"{first.remedy}{more}")
+        super().__init__(f"{first.place}: {first.what}", f"{first.remedy}{more}")
         self.problems = tuple(problems)
 
 

@@ -15,7 +15,7 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
@@ -117,6 +117,7 @@ ERROR_MAX: Final = 4096  # characters, messages.LongText
 FINISH_S: Final = 0.5  # for requests that are under way at the end
 
 Reply = TypeVar("Reply", bound=Message)
+Made = TypeVar("Made")
 
 
 class Unanswered(Busy):
@@ -277,11 +278,20 @@ class ControlPlane:
         why, hint = refusal.message[:ERROR_MAX], refusal.hint[:ERROR_MAX]
         self._requests.send(Acknowledge(ticket=message.ticket, error=why, hint=hint, code=refusal.code))
 
-    async def wait_for_another(self, generation: int) -> None:
-        """Until a later generation is recorded, but not for ever."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(RECORDED_S):
-                await self._wait_recorded(generation + 1)
+    async def on_these_rules(self, attempt: Callable[[int], Awaitable[Made]]) -> Made:
+        """Make a change that is meant for the rules of the generation that it gets, and once more if they are others by
+        then. Busy if that has no end."""
+        for _ in range(TRIES):
+            generation = self._table.generation
+            try:
+                return await attempt(generation)
+            except Error as error:
+                if error.code != "conflict":
+                    raise
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RECORDED_S):
+                    await self._wait_recorded(generation + 1)
+        raise Busy("many changes are under way", "try again")
 
     async def _ask(
         self, make: Callable[[int], Iterable[Message]], expect: type[Reply], patience_s: float = SUPERVISOR_S
@@ -388,25 +398,20 @@ class ControlPlane:
         return Removed(id=message.id, rule=self._facts(rule), generation=applied.generation, workers=applied.workers)
 
     async def _pause(self, message: Pause) -> Paused:
-        """A rule in its own place, counted where it was. If the rules change meanwhile, once more."""
-        for _ in range(TRIES):
-            generation = self._table.generation
+        """A rule in its own place, counted where it was."""
+
+        async def attempt(generation: int) -> Paused:
             rule = self._table.rules.find(message.rule)
             changed = rule.with_paused(message.output, paused=message.paused)
             record = msgspec.structs.replace(self._table.records[rule.id], outputs=tuple(map(str, changed.outputs)))
             ask = functools.partial(ApplyRules, add=(record,), remove=(rule.id,), complete=True, expect=generation)
-            try:
-                applied = await self._ask(lambda i, ask=ask: [ask(id=i)], Applied)  # type: ignore[misc] # a default
-            except Error as error:
-                if error.code != "conflict":
-                    raise
-                await self.wait_for_another(generation)
-                continue
+            applied = await self._ask(lambda i: [ask(id=i)], Applied)
             await self._wait_recorded(applied.generation)
             return Paused(
                 id=message.id, rule=self._facts(changed), generation=applied.generation, workers=applied.workers
             )
-        raise Busy("many changes are under way", "try again")
+
+        return await self.on_these_rules(attempt)
 
     async def _change(self, message: Change) -> Changed:
         check_generation(message.expect, self._table.generation)
