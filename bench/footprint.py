@@ -19,9 +19,10 @@ from typing import Any, Final
 
 from bench.measurements.control import memory_kib
 from bench.trials import processor_s
-from lab.daemon import PROGRAM, Daemon
+from lab.daemon import Daemon
 from lab.namespaces import Lab, Namespace, unsupported
 from lab.plan import SendPlan
+from lab.program import PROGRAM
 from lab.topology import RelayLine, relay_line
 from lab.traffic import start_sender
 

@@ -12,7 +12,6 @@ import re
 import select
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -22,10 +21,10 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from lab.namespaces import Namespace, wait_until
+from lab.program import PROGRAM, run_program
 from mcrelay.client import Client
 from mcrelay.errors import Error
 
-PROGRAM: Final = str(Path(sys.executable).with_name("mcrelay"))
 READY_S: Final = 20.0
 STOP_S: Final = 10.0
 MORE: Final = re.compile(r"(\d+) more of these were suppressed in")
@@ -101,9 +100,7 @@ class Daemon:
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """One command of the program, as a user types it (outside of the namespace: the socket is a file)."""
-        done = subprocess.run(
-            [PROGRAM, *arguments, "--socket", self.socket], capture_output=True, text=True, timeout=30, check=False
-        )
+        done = run_program([*arguments, "--socket", self.socket], timeout=30)
         assert not check or done.returncode == 0, f"mcrelay {' '.join(arguments)}: {done.stderr}"
         return done
 

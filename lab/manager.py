@@ -12,7 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
-from lab.daemon import PROGRAM
+from lab.program import PROGRAM
 
 
 class Manager:

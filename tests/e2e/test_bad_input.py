@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from lab.daemon import PROGRAM, Daemon
+from lab.daemon import Daemon
 from lab.namespaces import wait_until
+from lab.program import PROGRAM
 from lab.topology import RelayLine
 from tests.e2e.conftest import StartDaemon
 

@@ -15,9 +15,10 @@ from typing import Final
 
 import pytest
 
-from lab.daemon import PROGRAM, Daemon
+from lab.daemon import Daemon
 from lab.manager import Manager
 from lab.namespaces import wait_until
+from lab.program import PROGRAM
 from lab.topology import INGRESS_ADDRESS, RelayLine
 from lab.traffic import ReceivePlan, SendPlan, start_receiver, start_sender
 from tests.e2e.conftest import StartDaemon

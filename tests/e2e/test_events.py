@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import pytest
 
-from lab.daemon import PROGRAM, Daemon
+from lab.daemon import Daemon
 from lab.namespaces import wait_until
+from lab.program import PROGRAM
 from lab.topology import RelayLine
 from lab.traffic import SendPlan, start_sender
 from mcrelay.client import Client

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lab.daemon import PROGRAM, Daemon
+from lab.daemon import Daemon
 from lab.namespaces import wait_until
+from lab.program import PROGRAM
 from lab.topology import RelayLine
 
 GROUP = "239.1.1.1:5000"

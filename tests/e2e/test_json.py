@@ -14,8 +14,8 @@ from typing import Any, Final
 import jsonschema
 import pytest
 
-from lab.daemon import PROGRAM
 from lab.plan import ReceivePlan, SendPlan
+from lab.program import PROGRAM
 from lab.topology import RelayLine
 from lab.traffic import start_receiver, start_sender
 from mcrelay.limits import TAP_BYTES_DEFAULT

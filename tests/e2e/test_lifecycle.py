@@ -12,9 +12,10 @@ from collections.abc import Callable
 
 import pytest
 
-from lab.daemon import PROGRAM, Daemon, answers, settled
+from lab.daemon import Daemon, answers, settled
 from lab.namespaces import Lab, unsupported, wait_until
 from lab.plan import ReceivePlan, SendPlan
+from lab.program import PROGRAM
 from lab.topology import RelayLine, relay_line
 from lab.traffic import run_sender, start_receiver, start_sender
 from mcrelay.errors import Error

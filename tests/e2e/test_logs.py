@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import pytest
 
-from lab.daemon import PROGRAM, Daemon
+from lab.daemon import Daemon
 from lab.namespaces import wait_until
+from lab.program import PROGRAM, run_program
 from lab.topology import RelayLine
 from mcrelay.frames import HEADER
 from mcrelay.logs import BURST
@@ -126,5 +127,5 @@ def test_the_journal_is_recognised(line: RelayLine) -> None:
     ],
 )
 def test_what_run_cannot_log_by_is_refused(options: list[str], message: str) -> None:
-    done = subprocess.run([PROGRAM, "run", *options], capture_output=True, text=True, timeout=20, check=False)
+    done = run_program(["run", *options], timeout=20)
     assert (done.returncode, done.stderr.startswith(f"mcrelay: {message}")) == (64, True), done.stderr

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from lab.daemon import PROGRAM, Daemon, settled
+from lab.daemon import Daemon, settled
 from lab.namespaces import wait_until
 from lab.plan import ReceivePlan, SendPlan
+from lab.program import PROGRAM
 from lab.topology import RelayLine
 from lab.traffic import run_sender, start_receiver
 from mcrelay.client import Client

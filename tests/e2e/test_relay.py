@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from lab.capture import Capture
-from lab.daemon import PROGRAM, Daemon, settled
+from lab.daemon import Daemon, settled
 from lab.frames import UdpDatagram
 from lab.namespaces import wait_until
 from lab.plan import ReceivePlan, SendPlan
+from lab.program import PROGRAM
 from lab.topology import RelayLine
 from lab.traffic import run_sender, start_receiver, start_sender
 from mcrelay.errors import Error

@@ -27,9 +27,10 @@ from typing import Final, get_args
 
 import pytest
 
-from lab.daemon import PROGRAM, Daemon
+from lab.daemon import Daemon
 from lab.namespaces import wait_until
 from lab.plan import ReceivePlan, SendPlan
+from lab.program import PROGRAM
 from lab.topology import RelayLine
 from lab.traffic import run_sender, start_receiver
 from mcrelay import counters, landlock, logs, process, sandbox, seccomp

@@ -22,10 +22,11 @@ from typing import Any, Final
 import pytest
 
 from lab.capture import Capture, Frame, Injector
-from lab.daemon import PROGRAM, Daemon, settled
+from lab.daemon import Daemon, settled
 from lab.frames import ethernet_ipv4_udp
 from lab.namespaces import wait_until
 from lab.plan import ReceivePlan, SendPlan
+from lab.program import PROGRAM
 from lab.topology import RelayLine
 from lab.traffic import run_sender, start_receiver
 from mcrelay.errors import Error

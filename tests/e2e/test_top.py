@@ -17,9 +17,10 @@ from typing import Final
 
 import pytest
 
-from lab.daemon import PROGRAM, Daemon
+from lab.daemon import Daemon
 from lab.namespaces import wait_until
 from lab.plan import SendPlan
+from lab.program import PROGRAM
 from lab.terminal import Terminal
 from lab.topology import RelayLine
 from lab.traffic import start_sender

@@ -25,6 +25,7 @@ import click
 import pytest
 from click.shell_completion import ShellComplete
 
+from lab.program import PROGRAM, run_program
 from mcrelay import __version__, service
 from mcrelay.api import (
     PROTOCOL,
@@ -64,7 +65,6 @@ from mcrelay.handshake import welcome
 from mcrelay.messages import Message, Shutdown
 from mcrelay.process import check_privileges
 
-PROGRAM = Path(sys.executable).with_name("mcrelay")
 DEADLINE_S = 20.0
 NOBODY = 65534
 
@@ -132,7 +132,9 @@ def execute(arguments: Sequence[object], **environment: str) -> subprocess.Compl
 
 
 def mcrelay(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return execute([PROGRAM, *arguments], **environment)
+    if environment:
+        return execute([PROGRAM, *arguments], **environment)
+    return run_program([str(argument) for argument in arguments], timeout=DEADLINE_S, without=["MCRELAY_SOCKET"])
 
 
 def mcrelay_as(uid: int, *arguments: object) -> subprocess.CompletedProcess[str]:

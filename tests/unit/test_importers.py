@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lab.program import run_program
 from mcrelay.config import read
 from mcrelay.errors import BadConfig
 from mcrelay.importers import FORMATS
@@ -19,7 +19,6 @@ from mcrelay.importers.imported import Imported
 from mcrelay.rules import Rule
 
 FILES: Final = Path(__file__).with_name("imports")
-PROGRAM: Final = Path(sys.executable).with_name("mcrelay")
 SPEAKERS: Final = "--interfaces eth0 eth1 eth2 --noSonosDiscovery --noTransmitInterfaces eth2 --masquerade eth1"
 
 
@@ -211,9 +210,7 @@ def test_any_text_is_a_configuration_or_refused(name: str, text: str) -> None:
 
 
 def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [PROGRAM, "import", *arguments], input=text, capture_output=True, text=True, check=False, timeout=30
-    )
+    return run_program(["import", *arguments], input=text, timeout=30)
 
 
 def test_the_command_prints_a_file_and_says_what_it_lacks(tmp_path: Path) -> None:
@@ -221,7 +218,7 @@ def test_the_command_prints_a_file_and_says_what_it_lacks(tmp_path: Path) -> Non
     assert done.returncode == 0
     file = tmp_path / "mcrelay.toml"
     file.write_text(done.stdout)
-    assert "fine, 7 rules" in subprocess.run([PROGRAM, "check", file], capture_output=True, text=True).stdout
+    assert "fine, 7 rules" in run_program(["check", str(file)], timeout=30).stdout
     lines = done.stderr.splitlines()
     assert len(lines) == 6
     assert all(line.startswith(f"mcrelay: {FILES / 'smcroute.conf'}: line ") for line in lines)

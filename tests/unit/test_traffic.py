@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab import payload
+from lab.program import PROGRAM, run_program
 from mcrelay import traffic
 from mcrelay.errors import Error, UsageError
 from mcrelay.net.traffic_sockets import pack_addresses
 from mcrelay.traffic import ReceivePlan, ReceiveReport, SendPlan, SendReport, Target
 
-PROGRAM = Path(sys.executable).with_name("mcrelay")
 GROUP = "239.1.1.1:5000"
 
 addresses = st.ip_addresses().filter(lambda address: getattr(address, "scope_id", None) is None)
@@ -30,7 +30,7 @@ interfaces = st.none() | st.from_regex(r"[a-z0-9_.\-]{1,15}", fullmatch=True)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, timeout=20, check=False)
+    return run_program(arguments, timeout=20)
 
 
 # --- plans -----------------------------------------------------------------------------------------------------------
