@@ -46,7 +46,9 @@ class ReceivePlan(Plan):
 
     count: int | None = None
     expect: int | None = None  # datagrams sent, for the loss; default: count, else highest seen
-    idle_timeout_s: float = 1.0  # end when nothing came for so long after the first datagram
+    # End when nothing came for so long after the first datagram; by default 5 s with `count`, which is an end without a
+    # pause, and 1 s without.
+    idle_timeout_s: float | None = None
     linger_s: float = 0.0  # stay so long after the count is reached, to see late duplicates
     deadline_s: float = 60.0  # end after so long in any case
 
@@ -57,6 +59,8 @@ FLAGS = {"duration_s": "--duration", "idle_timeout_s": "--idle", "linger_s": "--
 def arguments(plan: Plan) -> list[str]:
     """The command line that stands for `plan`, less the program."""
     options = dict(vars(plan))
+    if isinstance(plan, ReceivePlan) and plan.idle_timeout_s is None:
+        options["idle_timeout_s"] = 1.0 if plan.count is None else 5.0
     target, interface = options.pop("target"), options.pop("interface")
     argv = ["send" if isinstance(plan, SendPlan) else "receive", f"{target}%{interface}" if interface else target]
     for name, value in options.items():

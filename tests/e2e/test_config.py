@@ -79,7 +79,7 @@ def test_a_daemon_has_the_rules_of_its_file_and_no_others(start: StartDaemon, fi
 
 def test_reading_the_file_again_touches_only_what_differs(start: StartDaemon, line: RelayLine, file: Path) -> None:
     daemon = start("--config", str(file))
-    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", idle_timeout_s=1))
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", idle_timeout_s=3))
     sender = start_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=2000, duration_s=60))
     wait_until(lambda: daemon.json("stats")["rules"][0]["packets"] > 0, 5)
     file.write_text(TEXT.replace(OTHER, NEW))

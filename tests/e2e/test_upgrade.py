@@ -35,7 +35,7 @@ def test_an_upgrade_under_load_loses_nothing(start: StartDaemon, line: RelayLine
     daemon.run("add", f"{INPUT}%nowhere", f"{OUTPUT}%out0", "--name", "waits")
     before = daemon.json("list")
     former = daemon.pids()
-    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", idle_timeout_s=1, core=0))
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", idle_timeout_s=3, core=0))
     rate = 20_000 if not options else 2_000
     sender = start_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=rate, duration_s=60, core=0))
     wait_until(lambda: daemon.json("stats")["rules"][0]["packets"] > 0, 5)

@@ -57,7 +57,7 @@ def test_the_old_daemon_carries_on_if_the_new_one_fails(
     daemon = start(program=(sys.executable, "-c", IMPATIENT))
     daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
     pids = daemon.pids()
-    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", idle_timeout_s=1))
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", idle_timeout_s=3))
     sender = start_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=5000, duration_s=60))
     done = daemon.run("upgrade", check=False)
     assert done.returncode != 0
