@@ -32,6 +32,7 @@ def run(options: Options) -> None:
     """Until the daemon is told to stop. Error if it cannot work here, where the log is for people."""
     log_settings = msgspec.structs.replace(options.logs, format=logs.resolved(options.logs.format))
     options = dataclasses.replace(options, logs=log_settings)
+    process.name_process("mcrelay")  # also where Python was started with it, as a successor is
     logs.begin("supervisor", log_settings.format, log_settings.levels)
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):  # before there is anything to do for them
         signal.signal(number, signal.SIG_IGN)

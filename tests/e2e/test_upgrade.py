@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -46,6 +47,7 @@ def test_an_upgrade_under_load_loses_nothing(start: StartDaemon, line: RelayLine
     assert (report.received, report.lost, report.duplicated, report.reordered) == (sent, 0, 0, 0)
     assert daemon.json("list")["rules"] == before["rules"]
     assert not any(alive(pid) for pid in former.values())
+    assert Path(f"/proc/{daemon.pid}/comm").read_text() == "mcrelay\n"
     with daemon.client() as client:
         totals = settled(client)  # counters went on
     assert (totals["forwarded"], totals["dropped"]) == (sent, {})
