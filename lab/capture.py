@@ -141,7 +141,7 @@ class Capture:
         return [datagram for frame in wanted if (datagram := frame.udp) is not None]
 
     def wait_for(
-        self, predicate: Callable[[Frame], object], deadline_s: float = 5.0, message: str = "no such frame"
+        self, predicate: Callable[[Frame], object], deadline_s: float = 15.0, message: str = "no such frame"
     ) -> Frame:
         """The first frame, here already or yet to come, that `predicate` is true of; else TimeoutError."""
         deadline = time.monotonic() + deadline_s

@@ -20,8 +20,8 @@ from typing import Final, Self
 from lab.namespaces import Namespace, wait_until
 
 PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
-START_S: Final = 10.0
-BOOT_S: Final = 30.0
+START_S: Final = 30.0
+BOOT_S: Final = 90.0
 COMMAND_S: Final = 60.0
 
 # $1: where to mount, $2: the group in the hierarchy, $3...: process 1. In mount and process namespaces of its own.

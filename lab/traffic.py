@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 PROGRAM: Final = str(Path(sys.executable).with_name("mcrelay"))
-START_DEADLINE_S: Final = 10.0
+START_DEADLINE_S: Final = 30.0
 
 R = TypeVar("R", SendReport, ReceiveReport)
 
