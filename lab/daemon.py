@@ -15,6 +15,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,8 +27,8 @@ from lab.program import PROGRAM, run_program
 from mcrelay.client import Client
 from mcrelay.errors import Error
 
-READY_S: Final = 20.0
-STOP_S: Final = 10.0
+READY_S: Final = 30.0
+STOP_S: Final = 20.0
 MORE: Final = re.compile(r"(\d+) more of these were suppressed in")
 
 
@@ -51,20 +52,44 @@ class Daemon:
         path.chmod(0o755)
         self.socket = str(path / "control.sock")
         self._lines: list[str] = []
-        self.process = namespace.popen(
-            *(*program, "run", "--socket", self.socket, *options),
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            pass_fds=pass_fds,
-        )
+        self._rest = b""  # of a line that is not complete
+        self._is_read = False  # to its end
+        self._reading = threading.Lock()
+        self._stderr, theirs = os.pipe2(os.O_CLOEXEC)  # not Popen's, which a Lab closes
+        os.set_blocking(self._stderr, False)
+        try:
+            self.process = namespace.popen(
+                *(*program, "run", "--socket", self.socket, *options),
+                stderr=theirs,
+                stdout=subprocess.DEVNULL,
+                pass_fds=pass_fds,
+            )
+        except BaseException:
+            os.close(self._stderr)
+            raise
+        finally:
+            os.close(theirs)
         self.pid = self.process.pid  # of the supervisor, which is another one's after an upgrade
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        assert self.process.stderr
-        for line in self.process.stderr:
-            self._lines.append(line.rstrip("\n"))
+        """Keep the pipe empty, to its end."""
+        poll = select.poll()
+        poll.register(self._stderr, select.POLLIN)
+        while not self._is_read:
+            poll.poll()
+            self._take()
+        os.close(self._stderr)
+
+    def _take(self) -> None:
+        """All that is in the pipe now."""
+        with self._reading, contextlib.suppress(BlockingIOError):
+            while not self._is_read:
+                data = os.read(self._stderr, 1 << 16)
+                *lines, self._rest = (self._rest + data).split(b"\n")
+                self._lines += [line.decode(errors="replace") for line in lines]
+                self._is_read = not data
 
     def __enter__(self) -> Self:
         try:
@@ -81,9 +106,11 @@ class Daemon:
 
     @property
     def log(self) -> str:
+        """All that it has written so far, whether or not the thread that reads has had its turn."""
+        self._take()
         return "\n".join(self._lines)
 
-    def wait_for_log(self, text: str, deadline_s: float = 10.0) -> None:
+    def wait_for_log(self, text: str, deadline_s: float = 20.0) -> None:
         wait_until(
             lambda: text in self.log or self.process.poll() is not None, deadline_s, f"the daemon did not log {text!r}"
         )
@@ -93,7 +120,7 @@ class Daemon:
 
     def times_logged(self, text: str) -> int:
         """How often it was logged, with what was suppressed and has been told."""
-        found = [MORE.search(line) for line in self._lines if text in line]
+        found = [MORE.search(line) for line in self.log.splitlines() if text in line]
         return sum(int(more[1]) if more else 1 for more in found)
 
     def client(self) -> Client:
@@ -167,25 +194,51 @@ def answers(path: str) -> bool:
         return False
 
 
-def settled(client: Client, deadline_s: float = 10.0) -> dict[str, Any]:
+REST_S: Final = 0.1  # so long nothing moves, where every data plane sleeps
+REST_AWAKE_S: Final = 1.0  # and where one does not, since it polls
+
+
+def settled(client: Client, deadline_s: float = 15.0) -> dict[str, Any]:
     """Totals over all workers once nothing moves any more: every packet received is forwarded or dropped under a
-    reason, and every receive slot is back. AssertionError if that does not come about."""
+    reason, and every receive slot is back. AssertionError or TimeoutError if that does not come about.
+
+    That two readings are the same is not enough on a loaded machine, where a worker with packets in hand may wait for a
+    processor for longer than lies between them. It is not asleep then."""
     totals: dict[str, Any] = {}
+    since = [time.monotonic(), time.monotonic()]  # when it last moved, and when a worker was last seen awake
 
     def at_rest() -> bool:
         before = dict(totals)
+        asleep = all(_is_asleep(process.pid) for process in client.workers() if process.role == "data")
         totals.clear()
         totals.update(sum_workers(client))
-        return totals == before and is_settled()
+        now = time.monotonic()
+        if totals != before or not _is_accounted_for(totals):
+            since[:] = now, now
+        if not asleep:
+            since[1] = now
+        return now - since[1] >= REST_S or now - since[0] >= REST_AWAKE_S
 
-    def is_settled() -> bool:
-        through = totals["forwarded"] + sum(totals["dropped"].values())
-        return bool(totals["received"] == through and totals["pool_free"] == totals["pool_slots"])
-
-    with contextlib.suppress(TimeoutError):
-        wait_until(at_rest, deadline_s)
-    assert is_settled(), totals
+    try:
+        wait_until(at_rest, deadline_s, "counters do not come to rest")
+    except TimeoutError:
+        assert _is_accounted_for(totals), totals
+        raise
     return totals
+
+
+def _is_accounted_for(totals: dict[str, Any]) -> bool:
+    is_whole = totals["received"] == totals["forwarded"] + sum(totals["dropped"].values())
+    return bool(is_whole and totals["pool_free"] == totals["pool_slots"])
+
+
+def _is_asleep(pid: int | None) -> bool:
+    """Whether none of its threads has, or waits for, a processor."""
+    try:
+        stats = [Path(entry.path, "stat").read_text() for entry in os.scandir(f"/proc/{pid}/task")]
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # it has gone; its successor may be asleep
+    return all(stat.rpartition(")")[2].split()[0] == "S" for stat in stats)
 
 
 def sum_workers(client: Client) -> dict[str, Any]:
