@@ -17,6 +17,7 @@ from lab.daemon import Daemon, settled
 from lab.plan import ReceivePlan, SendPlan
 from lab.topology import RelayLine
 from lab.traffic import run_sender, start_receiver
+from mcrelay.client import Client
 from mcrelay.errors import Error
 from mcrelay.limits import RULES_MAX
 
@@ -31,14 +32,15 @@ def rule(number: int, port: int = 6000) -> RuleText:
     return f"{group}:5000%in0", [f"{IPv4Address('239.101.0.0') + number}:{port}%out0"], f"rule-{number}"
 
 
-def relayed(line: RelayLine, *, port: int = 6000) -> int:
+def relayed(client: Client, line: RelayLine, *, port: int = 6000) -> int:
     """How many of SAMPLE flows of one datagram each come out at this port."""
     receiver = start_receiver(
         line.receiver,
-        ReceivePlan(f"239.101.0.0:{port}", interface="eth0", flows=SAMPLE, flow_step="group", idle_timeout_s=0.5),
+        ReceivePlan(f"239.101.0.0:{port}", interface="eth0", flows=SAMPLE, flow_step="group", idle_timeout_s=60),
     )
     sent = SendPlan("239.1.0.0:5000", interface="eth0", flows=SAMPLE, flow_step="group", count=SAMPLE, rate=2000)
     run_sender(line.sender, sent)
+    settled(client)  # what the relay has not sent yet, the receiver would not wait for
     with_traffic = receiver.stop()
     assert with_traffic.duplicated == with_traffic.corrupted == 0
     return with_traffic.received
@@ -49,19 +51,19 @@ def test_thousands_of_rules_come_change_and_go_in_one_step_each(daemon: Daemon, 
         changed = client.change([rule(number) for number in range(RULES)])
         assert (changed.added, changed.removed, changed.generation) == (RULES, 0, 1)
         assert [r.name for r in client.rules()] == [f"rule-{number}" for number in range(RULES)]
-        assert relayed(line) == SAMPLE
+        assert relayed(client, line) == SAMPLE
         settled(client)
         # The same inputs with other outputs: the old rules go and the new ones come between two packets.
         changed = client.change([rule(n, 6001) for n in range(RULES)], [f"rule-{n}" for n in range(RULES)])
         assert (changed.added, changed.removed) == (RULES, RULES)
-        assert relayed(line, port=6001) == SAMPLE
-        assert relayed(line) == 0
+        assert relayed(client, line, port=6001) == SAMPLE
+        assert relayed(client, line) == 0
         changed = client.change([], [f"rule-{number}" for number in range(1, RULES)])
         assert (changed.added, changed.removed) == (0, RULES - 1)
         assert [r.name for r in client.rules()] == ["rule-0"]
-        assert relayed(line, port=6001) == 1
+        assert relayed(client, line, port=6001) == 1
         client.remove("rule-0")
-        assert relayed(line, port=6001) == 0
+        assert relayed(client, line, port=6001) == 0
 
 
 @pytest.mark.parametrize(
