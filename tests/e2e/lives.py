@@ -42,4 +42,4 @@ def wait_for_successor(daemon: Daemon, index: int, former: int) -> None:
         (worker,) = (p for p in processes if p["role"] == "data" and p["index"] == index)
         return bool(worker["state"] == "ready" and worker["pid"] != former and processes[-1]["role"] == "spare")
 
-    wait_until(is_there, 10, "no successor, or no spare")
+    wait_until(is_there, 30, "no successor, or no spare")
