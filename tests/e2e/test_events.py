@@ -6,6 +6,7 @@ sender: eth0 -- in0 :relay: out0 -- eth0 :receiver
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -41,6 +42,7 @@ class Follower:
             text=True,
         )
         self.seen: list[dict[str, Any]] = []
+        self._numbers = itertools.count()
         self._read = threading.Thread(target=self._follow, daemon=True)
         self._read.start()
 
@@ -49,7 +51,7 @@ class Follower:
         for line in self._process.stdout:
             self.seen.append(json.loads(line))
 
-    def wait_for(self, kind: str, subject: str, deadline_s: float = 8) -> dict[str, Any]:
+    def wait_for(self, kind: str, subject: str, deadline_s: float = 20) -> dict[str, Any]:
         return (
             wait_until(
                 lambda: next((e for e in self.seen if (e["kind"], e["subject"]) == (kind, subject)), None),
@@ -60,19 +62,23 @@ class Follower:
         )
 
     def begin(self, daemon: Daemon) -> None:
-        """Wait until it is told."""
+        """Wait until it is told of what happens from now on."""
+        names: set[str] = set()  # which no event of former times has
 
         def is_told() -> bool:
-            daemon.run("add", "239.9.9.9:9%in0", "239.9.9.8:9%out0", "--name", "begin")
-            daemon.run("remove", "begin")
-            return any(event["subject"] == "begin" for event in self.seen)
+            names.add(name := f"begin-{next(self._numbers)}")
+            daemon.run("add", "239.9.9.9:9%in0", "239.9.9.8:9%out0", "--name", name)
+            daemon.run("remove", name)
+            return any(event["subject"] in names for event in self.seen)
 
-        wait_until(is_told, 10)
+        wait_until(is_told, 20)
 
     def stop(self) -> tuple[int, str]:
         self._process.send_signal(signal.SIGINT)
-        _out, errors = self._process.communicate(timeout=10)
-        return self._process.returncode, errors
+        code = self._process.wait(20)
+        self._read.join(20)  # it has all that was printed
+        assert self._process.stderr
+        return code, self._process.stderr.read()
 
 
 @pytest.fixture
@@ -133,7 +139,7 @@ def test_a_follower_goes_on_with_the_next_daemon(daemon: Daemon) -> None:
     follower.begin(daemon)
     os.kill(daemon.pids()["control"], signal.SIGKILL)
     follower.seen.clear()
-    wait_until(lambda: daemon.run("ping", check=False).returncode == 0, 10)
+    wait_until(lambda: daemon.run("ping", check=False).returncode == 0, 20)
     follower.begin(daemon)
     code, errors = follower.stop()
     assert (code, errors.count("the daemon is back")) == (0, 2)
@@ -147,14 +153,18 @@ def test_a_program_is_run_for_each(daemon: Daemon, tmp_path: Path) -> None:
     hook.chmod(0o755)
     follower = Follower(daemon, "--only", "rule_added", "--run", str(hook))
     follower.begin(daemon)
-    wait_until(lambda: (tmp_path / "stdin").exists() and (tmp_path / "stdin").read_text(), 5)
+    wait_until(lambda: (tmp_path / "stdin").exists() and (tmp_path / "stdin").read_text(), 20)
+    daemon.run("add", "239.9.9.9:9%in0", "239.9.9.8:9%out0", "--name", "last")
+    follower.wait_for("rule_added", "last")
+    wait_until(lambda: " last " in (tmp_path / "runs").read_text(), 20)
     code, errors = follower.stop()
     runs = (tmp_path / "runs").read_text().splitlines()
-    assert runs == ["rule_added begin rule_added begin"] * len(follower.seen)
+    subjects = [event["subject"] for event in follower.seen]
+    assert runs == [f"rule_added {subject} rule_added {subject}" for subject in subjects]
     first, _end = json.JSONDecoder().raw_decode((tmp_path / "stdin").read_text())
-    assert (first["kind"], first["subject"]) == ("rule_added", "begin")
+    assert (first["kind"], first["subject"]) == ("rule_added", subjects[0])
     assert code == 0
-    assert "failed for rule_added begin: exit code 3" in errors
+    assert f"failed for rule_added {subjects[0]}: exit code 3" in errors
     done = daemon.run("events", "--run", "/nowhere/hook", check=False)
     assert (done.returncode, "there is no such program" in done.stderr) == (64, True)
 
@@ -172,7 +182,7 @@ def test_a_subscriber_that_does_not_read_is_dropped(daemon: Daemon) -> None:
             ids = () if ids else tuple(rule.id for rule in client.rules())
             if "has not read its answers" in daemon.log or "does not read: closed" in daemon.log:
                 break
-        wait_until(lambda: "has not read its answers" in daemon.log or "does not read: closed" in daemon.log, 15)
+        wait_until(lambda: "has not read its answers" in daemon.log or "does not read: closed" in daemon.log, 30)
         client.ping()
         with pytest.raises(Unavailable):
             list(stream)
