@@ -20,6 +20,7 @@ from lab.namespaces import wait_until
 from lab.program import PROGRAM
 from lab.topology import RelayLine
 from tests.e2e.conftest import StartDaemon
+from tests.e2e.test_privileges import descriptors
 
 REFUSED: dict[str, tuple[list[str], int, list[str]]] = {
     "port 0": (["239.1.1.1:0%in0", "239.2.2.2:6000%out0"], 65, ["'0'", "1 to 65535"]),
@@ -248,8 +249,7 @@ def test_malformed_frames_from_a_worker_are_counted_and_the_system_forwards_on(
 def _channels(pid: int) -> list[int]:
     """The worker's ends of its channels to the supervisor: FD 3 and what came over it. asyncio's own pair comes first
     among the other sockets, made before the first message is read."""
-    names = {fd: os.readlink(f"/proc/{pid}/fd/{fd}") for fd in map(int, os.listdir(f"/proc/{pid}/fd"))}
-    sockets = sorted(fd for fd, link in names.items() if link.startswith("socket:"))
+    sockets = sorted(fd for fd, link in descriptors(pid).items() if link.startswith("socket:"))
     comm = Path(f"/proc/{pid}/comm").read_text().strip()
     return [sockets[0], *sockets[3 : 5 if comm == "mcrelay-data" else 4]]
 
