@@ -250,19 +250,19 @@ def test_too_few_open_files_are_named_with_what_needs_them(member: Host) -> None
 
 @pytest.mark.parametrize("ours", [OURS4, OURS6], ids=["ipv4", "ipv6"])
 def test_thousands_of_groups_take_seconds(member: Host, ours: Range) -> None:
-    began = time.monotonic()
-
-    def join_and_leave() -> int:
+    def join_and_leave() -> tuple[int, float]:
+        began = time.thread_time()
         for n in range(3000):
             member.memberships.join(member.where, ours[n])
         sockets = len(member.sockets())
         for n in range(3000):
             member.memberships.leave(member.where.index, ours[n])
-        return sockets
+        return sockets, time.thread_time() - began
 
-    assert member.namespace.call(join_and_leave) <= 150
+    sockets, seconds = member.namespace.call(join_and_leave)
+    assert sockets <= 150
     assert member.sockets() == []
-    assert time.monotonic() - began < 5
+    assert seconds < 5  # of processor time: others may have the machine meanwhile
 
 
 @FAMILIES

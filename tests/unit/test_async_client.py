@@ -48,7 +48,7 @@ from mcrelay.limits import REQUESTS_MAX
 from mcrelay.messages import Message
 
 DEADLINE_S = 20.0
-SHORT_S = 0.1
+SHORT_S = 0.5  # in which a loaded machine answers, where something is answered
 FACTS = RuleFacts("0" * 12, "feed", "x", ("y",), state="active", problems=())
 
 

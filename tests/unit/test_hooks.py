@@ -41,12 +41,15 @@ def test_one_that_does_not_read_is_no_failure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
-    [("exit 4", "failed for loss r: exit code 4"), ("exec sleep 60", "did not end within 0 s: it was ended")],
+    ("text", "deadline_s", "says"),
+    [
+        ("exit 4", 30.0, "failed for loss r: exit code 4"),
+        ("exec sleep 60", 0.3, "did not end within 0 s: it was ended"),
+    ],
 )
-def test_what_goes_wrong_is_said(tmp_path: Path, text: str, says: str) -> None:
+def test_what_goes_wrong_is_said(tmp_path: Path, text: str, deadline_s: float, says: str) -> None:
     said: list[str] = []
-    with Hook(program(tmp_path, text), said.append, deadline_s=0.3) as hook:
+    with Hook(program(tmp_path, text), said.append, deadline_s=deadline_s) as hook:
         hook.tell(event("r"))
     assert [says in line for line in said] == [True]
 
