@@ -54,11 +54,13 @@ def test_the_old_daemon_carries_on_if_the_new_one_fails(
     code = f"import os\nif {process.SUCCESSOR!r} in os.environ:\n    {BROKEN[how]}\n"
     (tmp_path / "sitecustomize.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    daemon = start(program=(sys.executable, "-c", IMPATIENT))
+    # Who has to come to a certain point before it fails has time for that.
+    prepare_s = 4.0 if how == "stops half-way" else 20.0
+    daemon = start(program=(sys.executable, "-c", IMPATIENT.format(prepare_s=prepare_s)))
     daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
     pids = daemon.pids()
     receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", idle_timeout_s=3))
-    sender = start_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=5000, duration_s=60))
+    sender = start_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=2000, duration_s=60))
     done = daemon.run("upgrade", check=False)
     assert done.returncode != 0
     assert WHY[how] in done.stderr
@@ -71,6 +73,6 @@ def test_the_old_daemon_carries_on_if_the_new_one_fails(
 
 # Does not wait for as long.
 IMPATIENT: Final = (
-    "import sys; from mcrelay import cli, handover as h; h.PREPARE_S = 4.0; h.TAKE_OVER_S = 1.0; "
+    "import sys; from mcrelay import cli, handover as h; h.PREPARE_S = {prepare_s}; h.TAKE_OVER_S = 1.0; "
     "sys.argv[0] = 'mcrelay'; cli.main()"
 )
