@@ -43,7 +43,9 @@ def test_it_is_installed_relays_and_is_purged(line: RelayLine, root: Root, packa
         assert "active" in added.stdout
         receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", idle_timeout_s=10))
         sent = run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=500, duration_s=0.2)).sent
-        wait_until(lambda: f'"packets": {sent}' in root.run("mcrelay", "stats", "--json").stdout, 5, "not all is there")
+        wait_until(
+            lambda: f'"forwarded": {sent}' in root.run("mcrelay", "stats", "--json").stdout, 20, "not all is there"
+        )
         assert receiver.stop().received == sent
         assert set(root.run("ps", "-o", "user=", "-C", "mcrelay-control").stdout.split()) <= {"mcrelay"}
         root.run("mcrelay", "upgrade")  # the successor is found, too

@@ -55,7 +55,7 @@ def apply(machine: Root, name: str) -> None:
 
 
 def wait_for(machine: Root, name: str) -> None:
-    wait_until(lambda: names(machine) == [name], 10, f"the rules are not {name} alone")
+    wait_until(lambda: names(machine) == [name], 30, f"the rules are not {name} alone")
 
 
 @pytest.mark.parametrize("unit", EXPOSURE_MAX)
@@ -110,7 +110,7 @@ def test_restart_and_update_lose_nothing(machine: Root, line: RelayLine, package
     machine.install(package)
     updated = show(machine, "MainPID")
     assert updated != restarted
-    assert "has taken over" in journal(machine)
+    wait_until(lambda: "has taken over" in journal(machine), 20, "no word about the successor")
     assert show(machine, "ActiveState") == "active"
     sent = sender.stop().sent
     wait_until(
@@ -125,7 +125,7 @@ def test_it_comes_back_when_it_was_killed(machine: Root) -> None:
     apply(machine, "feed")
     before = show(machine, "MainPID")
     machine.run("kill", "-KILL", before)
-    wait_until(lambda: show(machine, "MainPID") not in (before, "0"), 10, "not started again")
+    wait_until(lambda: show(machine, "MainPID") not in (before, "0"), 40, "not started again")
     wait_until(lambda: show(machine, "ActiveState") == "active", 20, "not ready again")
     wait_for(machine, "feed")
 
