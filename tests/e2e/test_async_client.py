@@ -184,6 +184,8 @@ def test_a_client_outlives_its_daemon(line: RelayLine, tmp_path: Path, monkeypat
             await asyncio.to_thread(first.stop)
             with pytest.raises(Unavailable):
                 await waiting
+            with pytest.raises(Unavailable):
+                await relay.ping()  # by which it knows that its connection has ended
             with pytest.raises(Unavailable, match="no mcrelay daemon"):
                 await relay.add(*rule(2))
             with Daemon(line.relay, "--workers", "1", directory=tmp_path):
