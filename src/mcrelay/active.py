@@ -18,10 +18,12 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from msgspec.structs import replace
+
 from mcrelay.children import Child
 from mcrelay.codec import in_frames
 from mcrelay.counters import Page
-from mcrelay.cycles import look_for_cycle
+from mcrelay.cycles import Cycle, look_for_cycle
 from mcrelay.errors import Busy, RuleError
 from mcrelay.handover import Heritage
 from mcrelay.links import Links
@@ -95,6 +97,7 @@ class ActiveRules:
             ring_memories=ring_memories,
             rootless=rootless,
             on_change=lambda: on_change([], ()),
+            before_use=self._end_cycles,
         )
 
     def __len__(self) -> int:
@@ -258,6 +261,28 @@ class ActiveRules:
 
         async for _step in in_turns(look_for_cycle(added, find, self._links.heard())):
             pass
+
+    async def _end_cycles(self) -> None:
+        """Pause rules that feed themselves since devices are connected otherwise. Busy if that cannot be now."""
+        while cycle := await self._find_cycle():
+            record = self._active[cycle.rule.id].record
+            paused = cycle.rule.with_paused(None, paused=True)
+            try:
+                await self.apply([replace(record, outputs=tuple(map(str, paused.outputs)))], [cycle.rule.id])
+            except RuleError:
+                continue  # somebody has removed it
+            log.error(
+                "rule %s (%s) is paused, since it feeds itself now: %s", cycle.rule.label, record.input, cycle.message
+            )
+
+    async def _find_cycle(self) -> Cycle | None:
+        async with self._change():
+            try:
+                async for _step in in_turns(look_for_cycle(self._rules, self._rules.fed_by, self._links.heard())):
+                    pass
+            except Cycle as cycle:
+                return cycle
+        return None
 
     async def _wait_for_owners(self, rules: Iterable[Rule]) -> None:
         """Workers that must know a change have to be alive for it: give one that is being restarted some time."""

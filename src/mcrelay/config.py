@@ -11,7 +11,7 @@ import difflib
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, NamedTuple, TypeVar
@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from mcrelay.cores import parse_cores
-from mcrelay.cycles import look_for_cycle
+from mcrelay.cycles import Cycle, look_for_cycle
 from mcrelay.endpoint import parse_endpoint
 from mcrelay.errors import BadConfig, RuleError, UsageError
 from mcrelay.levels import checked
@@ -119,10 +119,8 @@ class Reading:
                 yield
                 if len(self._problems) < PROBLEMS_MAX:
                     self._take(document, index, section)
-        if not self._problems and (cycle := (yield from self._find_cycle())):
-            rule, why = cycle
-            document, index = self._places[rule.id]
-            self._problems.append(document.problem(("rule", index), why.message, why.hint))
+        if not self._problems:
+            yield from self._find_cycle()
 
     def result(self) -> Configuration:
         """ConfigError with everything that is wrong."""
@@ -159,20 +157,13 @@ class Reading:
             self._rules.add(rule)
             self._places[rule.id] = document, index
 
-    def _find_cycle(self) -> Generator[None, None, tuple[Rule, RuleError] | None]:
-        """A rule that is part of one, and what is wrong. What the host hears of what it sends, only the host knows."""
+    def _find_cycle(self) -> Iterator[None]:
+        """What the host hears of what it sends, only the host knows."""
         try:
-            yield from self._look_for_cycle(self._rules)
-        except RuleError:
-            for rule in self._rules:
-                try:
-                    yield from self._look_for_cycle([rule])
-                except RuleError as error:
-                    return rule, error
-        return None
-
-    def _look_for_cycle(self, some: Iterable[Rule]) -> Iterator[None]:
-        return look_for_cycle(some, self._rules.fed_by, lambda _target: ())
+            yield from look_for_cycle(self._rules, self._rules.fed_by, lambda _target: ())
+        except Cycle as cycle:
+            document, index = self._places[cycle.rule.id]
+            self._problems.append(document.problem(("rule", index), cycle.message, cycle.hint))
 
 
 def _contradictions(settings: Settings) -> Iterator[tuple[Sequence[Path], str, str]]:

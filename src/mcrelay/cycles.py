@@ -26,8 +26,16 @@ Find = Callable[[Target], Iterable[Rule]]  # the rules that may take what is sen
 Feed = tuple[Rule, Output, Rule, bool]  # who feeds, by what, whom, and whether a cycle by way of it is one
 
 
+class Cycle(RuleError):
+    """`rule` is part of one."""
+
+    def __init__(self, rule: Rule, spelled: str) -> None:
+        super().__init__(f"rule {rule.label} closes a cycle: {spelled}", "send to another group, port or interface")
+        self.rule = rule
+
+
 def check_no_cycle(added: Iterable[Rule], find: Find, heard: Heard) -> None:
-    """RuleError with the cycle spelled out if one of these rules is part of one. `find` knows them, too."""
+    """Cycle, spelled out, if one of these rules is part of one. `find` knows them, too."""
     for _step in look_for_cycle(added, find, heard):
         pass
 
@@ -49,15 +57,15 @@ def look_for_cycle(added: Iterable[Rule], find: Find, heard: Heard) -> Iterator[
                 continue
             _rule, _output, fed, counts = feed
             if counts and component[fed.id] == component[rule.id] and (culprit := culprits.get(component[rule.id])):
-                raise RuleError(
-                    f"rule {culprit.label} closes a cycle: {_spell(_cycle_by(feed, component, find, heard))}",
-                    "send to another group, port or interface",
-                )
+                raise Cycle(culprit, _spell(_cycle_by(feed, component, find, heard)))
 
 
 def _feeds(rule: Rule, find: Find, heard: Heard) -> Iterator[Feed | None]:
-    """Whom it feeds; None for each output that was looked at."""
+    """Whom it feeds; None for each output that was looked at. One that is paused feeds nobody."""
     for output in rule.outputs:
+        if output.paused:
+            yield None
+            continue
         target = rule.target(output)
         ends = tuple(heard(target))
         changed = not rule.keeps_destination(output)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from itertools import islice
 from typing import Final, Literal
@@ -56,7 +56,8 @@ WRITTEN: Final[tuple[Direction, ...]] = ("frame", "raw4", "raw6")  # ways out fo
 
 class Links:
     """`data`: the data plane workers. Counters of a slot that gets another interface are cleared in all `pages`.
-    `on_change` is called when a problem came or went, in a turn of its own."""
+    `on_change` is called when a problem came or went, in a turn of its own; `before_use` when devices are connected
+    otherwise than before, before rules use them."""
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class Links:
         ring_memories: Mapping[str, int],
         rootless: bool,
         on_change: Callable[[], None],
+        before_use: Callable[[], Awaitable[None]],
     ) -> None:
         self._data = data
         self._pages = pages
@@ -78,6 +80,8 @@ class Links:
         self._ring_memory = ring_memory  # bytes
         self._ring_memories = ring_memories  # of single interfaces
         self._on_change = on_change
+        self._before_use = before_use
+        self._arrangement: object = None  # of devices and addresses, as `before_use` has seen it
         self._attachments = Attachments(len(data), rootless=rootless)
         self._ports = PortLinks(self._attachments, self._ready_workers)
         self._patterns = PatternLinks(self._attachments, self._ready_workers)
@@ -359,6 +363,7 @@ class Links:
         while True:
             await self._moved.wait()
             self._moved.clear()
+            await self._look_at_arrangement()
             async with self._changing:
                 if self._is_held or self._is_over:
                     continue
@@ -371,6 +376,28 @@ class Links:
                 await self.replenish()  # what was opened may have come from the stock
             except Exception:
                 log.exception("cannot prepare sockets for the next interface")
+
+    async def _look_at_arrangement(self) -> None:
+        arrangement = self._arranged()
+        if arrangement == self._arrangement or self._is_held or self._is_over:
+            return
+        try:
+            await self._before_use()
+        except Busy:
+            self._again()
+        except Exception:
+            log.exception("cannot look for rules that feed themselves")
+            self._again()
+        else:
+            self._arrangement = arrangement
+
+    def _arranged(self) -> object:
+        """All that heard() depends on."""
+        links = {
+            (i.name, i.index, i.is_loopback, i.kind, i.peer, i.lower, i.master, i.vlan)
+            for i in self._interfaces.present().values()
+        }
+        return links, self._interfaces.addresses()
 
     def _again(self) -> None:
         asyncio.get_running_loop().call_later(AGAIN_S, self._moved.set)

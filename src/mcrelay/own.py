@@ -28,7 +28,7 @@ class OwnAddresses:
 
     def read(self) -> bool:
         """Whether they are others now than they were."""
-        own = sorted(self._interfaces.addresses())
+        own = sorted(set().union(*self._interfaces.addresses().values()))
         if len(own) > ADDRESSES_MAX:
             log.warning("this host has %d addresses: what comes back from some is not told apart", len(own))
         before, self.texts = self.texts, tuple(own[:ADDRESSES_MAX])

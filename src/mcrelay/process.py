@@ -216,7 +216,7 @@ def drop_privileges(uid: int, gid: int) -> None:
 
 def name_process(name: str) -> None:
     """What ps and top show for the main thread (15 bytes)."""
-    with open("/proc/self/comm", "w") as file:
+    with contextlib.suppress(PermissionError), open("/proc/self/comm", "w") as file:  # of one that has become another
         file.write(name)
 
 

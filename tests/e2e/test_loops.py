@@ -17,7 +17,9 @@ from typing import Final
 
 import pytest
 
+from lab.capture import Injector
 from lab.daemon import Daemon, settled
+from lab.frames import ethernet_ipv4_udp
 from lab.namespaces import Lab, Namespace, unsupported, wait_until
 from lab.topology import INGRESS_ADDRESS, RelayLine
 
@@ -108,7 +110,9 @@ def test_what_comes_in_again_within_the_host_is_refused(daemon: Daemon, line: Re
         return result.stderr if result.returncode else ""
 
     assert "heard at lo (rule l)" in said(f"{INGRESS_ADDRESS}:7000%lo", f"{INGRESS_ADDRESS}:7000%in0")
-    assert "heard at lo (rule l)" in said(f"{INGRESS_ADDRESS}:7000%lo", "=:=%out0,source=keep")
+    assert "heard at lo (rule l)" in said(f"{INGRESS_ADDRESS}:7000%lo", "=:=%in0,source=keep")
+    assert said(f"{INGRESS_ADDRESS}:7000%lo", "=:=%out0,source=keep") == ""  # there it is a stranger's
+    daemon.run("remove", "l")
     line.relay.ip("link", "add", "vA", "type", "veth", "peer", "name", "vB")
     try:
         line.relay.ip("link", "add", "br0", "type", "bridge")
@@ -126,6 +130,33 @@ def test_what_comes_in_again_within_the_host_is_refused(daemon: Daemon, line: Re
         return "heard at vB (rule l)" in refusal
 
     wait_until(is_refused, 5, "the bridge's port is not known")
+
+
+def test_what_comes_to_feed_itself_is_paused_before_it_does(daemon: Daemon, line: RelayLine) -> None:
+    daemon.run("add", f"{GROUP}:{PORT}%vD", "=:=%vC,source=keep", "--name", "l")
+    daemon.run("add", f"{GROUP}:{PORT}%in0", f"{GROUP}:6000%out0", "--name", "other")
+
+    def shown() -> tuple[str, str]:
+        rule = daemon.json("list")["rules"][0]
+        return rule["state"], rule["outputs"][0]
+
+    assert shown() == ("pending", "=:=%vC,source=keep")
+    line.relay.ip("link", "add", "vC", "type", "veth", "peer", "name", "vD")
+    daemon.wait_for_log(f"rule l ({GROUP}:{PORT}%vD) is paused, since it feeds itself now: rule l closes a cycle: ")
+    for name in ("vC", "vD"):
+        line.relay.ip("link", "set", name, "up")
+    wait_until(lambda: shown() == ("active", "=:=%vC,source=keep,paused"), 10, "it is not paused")
+    with Injector(line.relay, "vC") as injector:
+        injector.send(ethernet_ipv4_udp(STRANGER, GROUP, 4000, PORT, b"not to go round"))
+    wait_until(lambda: daemon.json("stats")["rules"][0]["packets"] == 1, 10, "it does not arrive")
+    done = daemon.run("resume", "l", check=False)
+    assert (done.returncode, "heard at vD (rule l)" in done.stderr) == (65, True)
+    with daemon.client() as client:
+        assert settled(client)["dropped"] == {"paused": 1}
+    line.relay.ip("link", "del", "vC")
+    wait_until(lambda: daemon.run("resume", "l", check=False).returncode == 0, 10, "it stays refused")
+    assert shown() == ("pending", "=:=%vC,source=keep")
+    assert daemon.json("list")["rules"][1]["state"] == "active"
 
 
 @pytest.fixture

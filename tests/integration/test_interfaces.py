@@ -58,7 +58,7 @@ class Watched:
 
     def addresses(self) -> set[str]:
         async def ask() -> set[str]:
-            return self.table.addresses()
+            return set().union(*self.table.addresses().values())
 
         return asyncio.run_coroutine_threadsafe(ask(), self.loop).result(5)
 

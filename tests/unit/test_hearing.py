@@ -51,19 +51,20 @@ W0, W1 = interface("w0", 40, kind="veth", peer=41, master=3), interface("w1", 41
 )
 def test_what_hears_what(name: str, interfaces: list[Interface], heard: dict[str, int | None]) -> None:
     target = Target(ip_address("239.1.1.1"), 32, 5000, name)
-    ends = Hearing(interfaces, {"192.0.2.1"}).of(target)
+    ends = Hearing(interfaces, {2: {"192.0.2.1"}}).of(target)
     assert {end.interface: end.vlan for end in ends} == heard
     assert len(ends) == len(heard)
     assert all(end[:3] == target[:3] for end in ends)
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
-@pytest.mark.parametrize("name", ["eth0", "v0", "lo", "nothing"])
-def test_what_is_sent_to_an_own_address_is_heard_at_the_loopback_device(address: str, name: str) -> None:
-    own = {"192.0.2.1", "2001:db8::1"}
-    width = 32 if "." in address else 128
-    (end,) = Hearing([LO, ETH0, V0, V1], own).of(Target(ip_address(address), width, 5000, name))
-    assert end == Target(ip_address(address), width, 5000, "lo")
+@pytest.mark.parametrize(("name", "heard"), [("eth0", "lo"), ("lo", "lo"), ("v0", "v1"), ("nothing", None)])
+def test_what_is_sent_to_an_own_address_by_its_interface_is_heard_at_the_loopback_device(
+    address: str, name: str, heard: str | None
+) -> None:
+    own = {ETH0.index: {"192.0.2.1", "2001:db8::1"}, V0.index: {"198.51.100.1"}}
+    target = Target(ip_address(address), 32 if "." in address else 128, 5000, name)
+    assert Hearing([LO, ETH0, V0, V1], own).of(target) == ([target._replace(interface=heard)] if heard else [])
 
 
 def test_a_circle_of_devices_is_gone_through_once() -> None:
@@ -74,5 +75,5 @@ def test_a_circle_of_devices_is_gone_through_once() -> None:
     b0, b1 = interface("b0", 62, kind="veth", peer=63), interface("b1", 63, kind="veth", peer=62, master=3)
     tagging = interface("b0.9", 64, kind="vlan", lower=62, vlan=9, master=4)
     target = Target(ip_address("239.1.1.1"), 32, 5000, "br0")
-    ends = Hearing([BRIDGE, other, a0, a1, b0, b1, tagging], ()).of(target)
+    ends = Hearing([BRIDGE, other, a0, a1, b0, b1, tagging], {}).of(target)
     assert {("br1", None), ("br0", 9), ("br1", 9)} <= {(end.interface, end.vlan) for end in ends}

@@ -9,14 +9,15 @@ Kernel facts. What leaves by a veth comes in at its peer. What leaves by a bridg
 by a VLAN device, with its tag, or by a macvlan, by the device below; macvlans of one device hear each other, but that
 device hears none of them. What comes in by a port comes in at the master as well (a packet socket on either sees it),
 and leaves by a bridge's other ports; what comes in by a device with VLAN devices or macvlans on it comes in at those,
-too. What is sent to an address of this host never gets as far as the interface that it is sent by: it comes in at the
-loopback device.
+too. What is sent to an address of this host by the interface that has it, or by a loopback device, comes in at the
+loopback device. By any other it is sent like to a stranger: a socket that is bound to a device looks up routes of that
+device only, and finds no local one.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from mcrelay.net.interfaces import Interface
@@ -34,10 +35,10 @@ class _Frame(NamedTuple):
 
 
 class Hearing:
-    """Of these interfaces, in a host that has the addresses `own`."""
+    """Of these interfaces. `own`: the addresses that each has, by index."""
 
-    def __init__(self, interfaces: Iterable[Interface], own: Iterable[str]) -> None:
-        self._own = frozenset(own)
+    def __init__(self, interfaces: Iterable[Interface], own: Mapping[int, Collection[str]]) -> None:
+        self._own = own
         self._by_index = {interface.index: interface for interface in interfaces}
         self._by_name = {interface.name: interface for interface in self._by_index.values()}
         self._loopbacks = [i.name for i in self._by_index.values() if i.is_loopback]
@@ -52,11 +53,20 @@ class Hearing:
 
     def of(self, target: Target) -> list[Target]:
         """What is sent there, as this host hears it."""
-        if not is_group(target.address) and str(target.address) in self._own:
+        if not is_group(target.address) and self._is_local(str(target.address), target.interface):
             return [target._replace(interface=name) for name in self._loopbacks]
         if target.interface not in self._ends:
             self._ends[target.interface] = self._find_ends(target.interface)
         return [target._replace(interface=name, vlan=vlan) for name, vlan in self._ends[target.interface]]
+
+    def _is_local(self, address: str, name: str) -> bool:
+        interface = self._by_name.get(name)
+        if interface is None:
+            return False
+        return any(
+            address in self._own[at]
+            for at in (self._own if interface.is_loopback else {interface.index} & self._own.keys())
+        )
 
     def _find_ends(self, name: str) -> list[tuple[str, int | None]]:
         """The interfaces by which it comes in again, and the tag that it has there."""

@@ -153,9 +153,9 @@ class Interfaces:
             }
         return dict(self._present)
 
-    def addresses(self) -> set[str]:
-        """All addresses of this host."""
-        return {address for found in self._addresses.values() for address, _length in found}
+    def addresses(self) -> dict[int, set[str]]:
+        """All addresses of this host, by the index of the interface that has them."""
+        return {index: {address for address, _length in found} for index, found in self._addresses.items()}
 
     async def refresh(self) -> dict[str, Interface]:
         """Ask the kernel for everything anew."""
