@@ -138,7 +138,9 @@ class FlowTable:
         if not rule.input.is_pattern:
             return [self._problem(rule.input.interface, "ingress")]
         names = [
-            name for name, record in self.interfaces.items() if "ingress" in record.used and rule.input.is_on(name)
+            name
+            for name, record in self.interfaces.items()
+            if record.present and "ingress" in record.used and rule.input.is_on(name)
         ]
         if not names:
             return [f"there is no interface that {rule.input.interface!r} matches"]

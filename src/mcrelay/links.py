@@ -142,6 +142,7 @@ class Links:
                 InterfaceRecord(
                     name=attachment.name,
                     slot=attachment.slot,
+                    present=attachment.name in present,
                     versions=present[attachment.name].versions if attachment.name in present else (),
                     used=tuple(d for d in DIRECTIONS if self._is_needed(attachment, d)),
                     problems={d: text for d, text in attachment.problems.items() if self._is_needed(attachment, d)},

@@ -80,6 +80,7 @@ class InterfaceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: Text
     slot: Slot
+    present: bool  # there is an interface of that name
     used: tuple[Direction, ...]
     versions: tuple[Literal[4, 6], ...]  # of IP, of which it has an address to send from
     problems: dict[Direction, Text]

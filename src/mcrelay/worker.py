@@ -24,7 +24,7 @@ from mcrelay.settings import LogFormat
 
 log = logging.getLogger(__name__)
 
-SLOW_CALLBACK_S: Final = 1.0  # what --debug reports as blocking an event loop; wall time, on a machine that may be busy
+SLOW_CALLBACK_S: Final = 2.0  # what --debug reports as blocking an event loop; wall time, on a machine that may be busy
 
 
 class Worker(Protocol):

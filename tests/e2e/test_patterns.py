@@ -98,7 +98,9 @@ def test_a_pattern_follows_interfaces_and_none_gets_back_what_it_sent(segments: 
             lambda: "seg3" not in [i["name"] for i in daemon.json("list")["interfaces"]], DEADLINE_S, "seg3 is kept"
         )
         assert state(daemon) == ("active", [])
-        daemon.run("add", f"239.9.9.9:{PORT}%other", "10.9.1.2:7000%seg1", "--name", "another")
+        # Nor is one that another rule names and that is not there.
+        daemon.run("add", f"239.9.9.9:{PORT}%seg77", "10.9.1.2:7000%seg1", "--name", "another")
+        assert [rule["state"] for rule in daemon.json("list")["rules"]] == ["active", "pending"]
         daemon.run("remove", "another")
         with Capture(second, "eth0") as capture:
             send(first, b"still there")

@@ -546,7 +546,7 @@ def test_every_piece_of_all_possible_rules_fits_a_frame(outputs: int, letter: st
     problems: dict[Direction, str] = dict.fromkeys(DIRECTIONS, letter * 256)
     unjoined = {f"{n:091}": letter * 256 for n in range(messages.UNJOINED_MAX)}
     interfaces = tuple(
-        InterfaceRecord(name, slot, DIRECTIONS, (4, 6), problems, {} if slot else unjoined)
+        InterfaceRecord(name, slot, True, DIRECTIONS, (4, 6), problems, {} if slot else unjoined)
         for name, slot in slots.items()
     )
     total = 0
