@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from mcrelay import levels
 from mcrelay.config import Configuration
 from mcrelay.declared import difference
-from mcrelay.errors import Error
+from mcrelay.errors import Busy, Error
 from mcrelay.flowtable import FlowTable
 from mcrelay.levels import Change
 from mcrelay.rules import Rule
@@ -63,9 +63,15 @@ class Adoption:
         self._take_events(settings.events)
         self._log = settings.log
 
-    async def adopt(self, configuration: Configuration) -> None:
-        """All of it or, if the rules cannot be had, nothing and their Error."""
-        await self._declare(configuration.rules)
+    async def adopt(self, configuration: Configuration, *, piecemeal: bool) -> None:
+        """All of it or, if the rules cannot be had, nothing and their Error; `piecemeal` without those that cannot, so
+        that one rule does not keep a daemon from starting."""
+        try:
+            await self._declare(configuration.rules)
+        except Error as error:
+            if not piecemeal or error.code == Busy.code:
+                raise
+            await self._declare_what_can_be(configuration.rules)
         settings = configuration.settings
         self._take_events(settings.events)
         try:
@@ -89,6 +95,24 @@ class Adoption:
             log.info("the rules are those of %s: %s", self._file, change.summary())
 
         await self._running.on_these_rules(attempt)
+
+    async def _declare_what_can_be(self, wanted: Sequence[Rule]) -> None:
+        change = difference(self._running.table.rules, wanted)
+        if change.removes:
+            await self._running.apply((), change.removes)
+        left = [change.adds]
+        while left:
+            some = left.pop()
+            half = len(some) // 2
+            try:
+                await self._running.apply(some, ())
+            except Error as error:
+                if error.code == Busy.code:
+                    raise
+                if half:
+                    left += [some[half:], some[:half]]  # in their order
+                else:
+                    log.error("rule %s of %s cannot be: %s", some[0].label, self._file, error)
 
     async def _set_levels(self, settings: Settings) -> None:
         """What 'mcrelay log' has changed stays if the file's part of it does."""

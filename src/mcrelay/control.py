@@ -263,10 +263,10 @@ class ControlPlane:
             async for _step in in_turns(reading.steps()):
                 pass
             await self._wait_recorded(message.generation)
-            if message.rules:
-                await self._adoption.adopt(reading.result())
-            else:
+            if message.occasion == "successor":
                 self._adoption.learn(reading.result().settings)
+            else:
+                await self._adoption.adopt(reading.result(), piecemeal=message.occasion == "start")
         except Error as error:
             refusal = error
         except Exception as error:  # our mistake, for which the supervisor shall not wait

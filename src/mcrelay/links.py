@@ -13,7 +13,6 @@ somebody who acknowledges commands, and never waits for one without a deadline.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -26,20 +25,13 @@ from mcrelay.cycles import Heard
 from mcrelay.errors import Busy, Error, SystemRefusal
 from mcrelay.handover import Heritage
 from mcrelay.limits import RingGeometry, ring_geometry
-from mcrelay.messages import (
-    UNJOINED_MAX,
-    AttachInterface,
-    DetachInterface,
-    InterfaceRecord,
-    Message,
-    Ring,
-)
+from mcrelay.loans import WRITTEN, Loans
+from mcrelay.messages import UNJOINED_MAX, InterfaceRecord, Message
 from mcrelay.net.attachments import Attachment, Attachments, Need, Retired, egress_needs, lacks_address, problem
 from mcrelay.net.hearing import Hearing
 from mcrelay.net.interfaces import Interface, Interfaces
 from mcrelay.own import OwnAddresses
 from mcrelay.patterns import PatternLinks
-from mcrelay.ports import PortLinks
 from mcrelay.rules import Rule
 from mcrelay.turns import in_turns
 from mcrelay.ways import DIRECTIONS, Direction
@@ -51,7 +43,6 @@ LINGER_S: Final = 5.0  # how long an interface that no rule uses any more is kep
 PROBLEM_MAX: Final = 256  # characters, messages.Text
 AGAIN_S: Final = 1.0  # after an interface that is there could not be opened
 LOOK_AGAIN_S: Final = 10.0  # after a group could not be joined or a port taken: somebody may have made room
-WRITTEN: Final[tuple[Direction, ...]] = ("frame", "raw4", "raw6")  # ways out for which we write headers
 
 
 class Links:
@@ -83,11 +74,11 @@ class Links:
         self._before_use = before_use
         self._arrangement: object = None  # of devices and addresses, as `before_use` has seen it
         self._attachments = Attachments(len(data), rootless=rootless)
-        self._ports = PortLinks(self._attachments, self._ready_workers)
-        self._patterns = PatternLinks(self._attachments, self._ready_workers)
+        self._loans = Loans(data, self._attachments)
+        self._patterns = PatternLinks(self._attachments, self._loans.ready_workers)
         self._moved = asyncio.Event()  # something may have happened to an interface
         self._interfaces = Interfaces(self._moved.set)
-        self._own = OwnAddresses(self._interfaces, self._ready_workers)
+        self._own = OwnAddresses(self._interfaces, self._loans.ready_workers)
         self._following: asyncio.Task[None] | None = None
         self._lingering: dict[Need, asyncio.TimerHandle] = {}  # open, and needed by no rule
         self._expiring: set[asyncio.Task[None]] = set()
@@ -194,7 +185,7 @@ class Links:
         self._is_held = True
         for attachment in self._attachments:
             if "ingress" in attachment.sockets:
-                await self._take_from_workers(attachment, "ingress")
+                await self._loans.take_back(attachment, "ingress")
 
     async def take_over(self) -> None:
         """Nobody else reads the packet sockets any more. Nothing if nobody was to."""
@@ -205,7 +196,7 @@ class Links:
             if "ingress" not in attachment.sockets:
                 continue
             if attachment.ring == self._ring_for(attachment.opened["ingress"].mtu):
-                await self._attach_everywhere(attachment, "ingress")
+                await self._loans.give_everywhere(attachment, "ingress")
                 await self._attachments.rejoin(attachment)
             else:  # this daemon was told otherwise: what is needed is opened again
                 await self._detach((attachment.name, "ingress"))
@@ -225,7 +216,7 @@ class Links:
         """Open what these rules, in the place of those, need, as far as it is there, and join their groups. RuleError
         if they name or match too many interfaces, SystemRefusal if the kernel will not open what is there."""
         present = self._interfaces.present()
-        self._ports.check(rules, self._own.texts, present)
+        self._loans.ports.check(rules, self._own.texts, present)
         if any(name not in present for name, _direction in self._wanted(rules, present)):
             present = await self._interfaces.refresh()  # one that was made this very moment
         wanted = self._wanted(rules, present)
@@ -248,7 +239,7 @@ class Links:
         await self._patterns.tell(matched)
         for need in wanted:
             await self._take_up(need, present.get(need[0]), undo)
-        await self._ports.open(rules, present, undo)
+        await self._loans.ports.open(rules, present, undo)
         memberships = [
             membership
             for rule in rules
@@ -345,7 +336,7 @@ class Links:
                     await self._detach(need)
         if self._attachments.left_out:
             self._moved.set()  # there may be room now
-        await self._ports.close_unused()
+        await self._loans.ports.close_unused()
         self._absorb()
 
     def _absorb(self) -> None:
@@ -460,7 +451,7 @@ class Links:
         if self._is_needed(attachment, direction):
             await self._bring_up(attachment, direction, interface)
         if direction == "ingress":
-            await self._ports.settle(attachment)
+            await self._loans.ports.settle(attachment)
         if direction == "ingress" and attachment.unjoined:
             await self._attachments.rejoin(attachment)
             self._see_to_unjoined()
@@ -517,7 +508,7 @@ class Links:
             return
         attachment.opened[direction] = interface
         try:
-            await self._attach_everywhere(attachment, direction)
+            await self._loans.give_everywhere(attachment, direction)
         except BaseException:
             attachment.opened[direction] = before
             raise
@@ -527,7 +518,7 @@ class Links:
         ring = self._ring_for(interface.mtu, attachment.name)
         try:
             await asyncio.to_thread(self._attachments.open, attachment, interface, direction, ring)
-            await self._attach_everywhere(attachment, direction)
+            await self._loans.give_everywhere(attachment, direction)
             if direction == "ingress":
                 await self._attachments.rejoin(attachment)
                 self._attachments.readmit(attachment)
@@ -553,42 +544,12 @@ class Links:
 
     async def attach_ways_out(self, child: Child) -> None:
         """Give a worker's new life all that is open for sending."""
-        for attachment in self._attachments:
-            for direction in attachment.sockets:
-                if direction != "ingress":
-                    await self._attach(child, attachment, direction)
+        await self._loans.give_all(child, ingress=False)
 
     async def attach_ingress(self, child: Child) -> None:
         """Give it all that is open for receiving."""
-        for attachment in self._attachments:
-            if "ingress" in attachment.sockets and not self._is_held:
-                await self._attach(child, attachment, "ingress")
-
-    async def _attach_everywhere(self, attachment: Attachment, direction: Direction) -> None:
-        await asyncio.gather(*(self._attach(child, attachment, direction) for child in self._ready_workers()))
-
-    async def _attach(self, child: Child, attachment: Attachment, direction: Direction) -> None:
-        ticket = child.ticket()
-        plain = direction == "ingress" and self._attachments.ports is not None
-        ring = attachment.ring if direction == "ingress" else None
-        message = AttachInterface(
-            ticket=ticket,
-            slot=attachment.slot,
-            name=attachment.name,
-            mtu=attachment.opened[direction].mtu,
-            direction=direction,
-            ring=Ring(ring.block_size, ring.blocks, ring.frame_size) if ring else None,
-            loopback=attachment.opened[direction].is_loopback,
-            plain=plain,
-            link=attachment.opened[direction].link().packed.hex() if direction in WRITTEN else None,
-        )
-        await child.command(ticket, (message, [s[child.index].fileno() for s in [attachment.sockets[direction]] if s]))
-        if plain:
-            await self._ports.attach_all(child, attachment)
-
-    def _ready_workers(self) -> list[Child]:
-        """The data planes to tell; the others will be told everything when they come up."""
-        return [child for child in self._data if child.state == "ready"]
+        if not self._is_held:
+            await self._loans.give_all(child, ingress=True)
 
     def _linger(self, need: Need) -> None:
         """Nobody needs it any more, but may soon: keep it for a while, since to open it again takes some milliseconds.
@@ -616,11 +577,6 @@ class Links:
         if not self._is_open(need):
             return
         attachment = self._attachments[name]
-        await self._take_from_workers(attachment, direction)
+        await self._loans.take_back(attachment, direction)
         await self._attachments.close(attachment, direction)
         self._attachments.forget_unused(name)
-
-    async def _take_from_workers(self, attachment: Attachment, direction: Direction) -> None:
-        """Have every worker finish what it has in hand of it, and use it no more."""
-        command = functools.partial(DetachInterface, slot=attachment.slot, direction=direction)
-        await asyncio.gather(*(child.take_from(command) for child in self._ready_workers()))

@@ -48,6 +48,7 @@ Port = Annotated[int, msgspec.Meta(ge=1, lt=2**17)]  # of rootless mode: a port,
 Positive = Annotated[int, msgspec.Meta(ge=0)]
 PacketCount = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 SnapLength = Annotated[int, msgspec.Meta(ge=0, le=TAP_BYTES_MAX)]  # bytes of a packet
+Occasion = Literal["start", "reload", "successor"]  # for reading the configuration
 NewLevel = Literal[LogLevel, "default"]  # of a component: "default" takes its own away
 UNJOINED_MAX: Final = 100  # groups, of all interfaces, that are told; a log line has how many there are
 
@@ -296,13 +297,14 @@ class Refused(Message, frozen=True):
 
 
 class Configure(Message, frozen=True):
-    """Read these files, which come with the message, and have their settings and, if that is said, their rules. It is
-    meant for the rules of that generation or later ones, whose records come by another channel."""
+    """Read these files, which come with the message, and have their rules and settings: at the start of a daemon all
+    rules that can be, at a reload all or nothing; a control plane whose predecessor has them takes note of the
+    settings. It is meant for the rules of that generation or later ones, whose records come by another channel."""
 
     ticket: Id
     generation: Id
     files: Annotated[tuple[LongText, ...], msgspec.Meta(max_length=FILES_MAX)]
-    rules: bool
+    occasion: Occasion
 
     def descriptors(self) -> int:
         return len(self.files)

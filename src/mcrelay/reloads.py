@@ -14,12 +14,12 @@ from typing import Final
 from mcrelay.children import Child
 from mcrelay.config_files import open_files
 from mcrelay.errors import Error
-from mcrelay.messages import Configure
+from mcrelay.messages import Configure, Occasion
 from mcrelay.report import Report
 
 log = logging.getLogger(__name__)
 
-CONFIGURE_S: Final = 20.0  # to read and apply files of thousands of rules
+CONFIGURE_S: Final = 60.0  # to read and apply files of thousands of rules, some of which cannot be
 
 
 class Reloads:
@@ -33,9 +33,9 @@ class Reloads:
         self._turn = asyncio.Lock()
 
     async def begin(self) -> None:
-        """Have the rules of the file. Error, and nothing has changed, if that cannot be."""
+        """Have the rules of the file, as far as they can be. Error if the file is wrong."""
         if self._config is not None:
-            await self._configure(self._config, rules=True)
+            await self._configure(self._config, "start")
 
     async def reload(self) -> None:
         """Have the rules that the file has now, or go on as before and say why."""
@@ -44,7 +44,7 @@ class Reloads:
             return
         with self._report.reloading():
             try:
-                await self._configure(self._config, rules=True)
+                await self._configure(self._config, "reload")
             except Error as error:
                 log.error("the configuration stays as it is: %s", error)
 
@@ -52,16 +52,19 @@ class Reloads:
         """A new control plane does not know what the file has come to say."""
         if self._config is not None:
             try:
-                await self._configure(self._config, rules=False)
+                await self._configure(self._config, "successor")
             except Error as error:
                 log.warning("the control plane goes on with the settings of the start: %s", error)
 
-    async def _configure(self, config: str, *, rules: bool) -> None:
+    async def _configure(self, config: str, occasion: Occasion) -> None:
         async with self._turn:
             opened = await asyncio.to_thread(open_files, config)
             ticket = self._control.ticket()
             message = Configure(
-                ticket=ticket, generation=self._generation(), files=tuple(name for name, _fd in opened), rules=rules
+                ticket=ticket,
+                generation=self._generation(),
+                files=tuple(name for name, _fd in opened),
+                occasion=occasion,
             )
             descriptors = [descriptor for _name, descriptor in opened]
             await self._control.command(ticket, (message, descriptors), patience_s=CONFIGURE_S, give=True)

@@ -127,13 +127,20 @@ def test_a_signal_during_the_start_has_the_file_read_once_more_behind_it(line: R
         assert names(daemon) == ["feed", "spare"]
 
 
-def test_a_rule_that_this_host_cannot_have_ends_the_start_for_good(line: RelayLine, file: Path) -> None:
-    """Not as something that a service manager should try again."""
-    file.write_text(f'[[rule]]\ninput = "{INGRESS_ADDRESS}:7000%lo"\noutput = "{INGRESS_ADDRESS}:7000%in0"\n')
-    program = [PROGRAM, "run", "--socket", str(file.with_name("sock")), "--config", str(file)]
-    done = line.relay.run(*program, check=False)
-    assert done.returncode == 65
-    assert "heard at lo" in done.stderr.splitlines()[-1]
+def test_a_rule_that_this_host_cannot_have_is_left_out_at_start_and_refused_at_a_reload(
+    start: StartDaemon, file: Path
+) -> None:
+    wrong = f'[[rule]]\nname = "wrong"\ninput = "{INGRESS_ADDRESS}:7000%lo"\noutput = "{INGRESS_ADDRESS}:7000%in0"\n'
+    file.write_text(TEXT.replace(OTHER, wrong + OTHER))
+    daemon = start("--config", str(file))
+    daemon.wait_for_log(f"rule wrong of {file} cannot be: rule wrong closes a cycle: ")
+    assert names(daemon) == ["feed", "spare"]
+    assert "+ wrong" in daemon.run("diff", check=False).stdout
+    file.write_text(TEXT.replace(OTHER, wrong + NEW))
+    reload(daemon, "the configuration stays as it is: rule wrong closes a cycle: ")
+    assert names(daemon) == ["feed", "spare"]
+    file.write_text(TEXT)
+    reload(daemon, "nothing to change")
 
 
 def test_a_restart_goes_back_to_the_file_and_an_upgrade_does_not(start: StartDaemon, file: Path) -> None:
