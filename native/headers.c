@@ -69,6 +69,14 @@ static union address combine(const union address *address, unsigned prefix, cons
     return combined;
 }
 
+/* Whether a copy may say that it comes from there: from a host, or, on a link, from one that has no address yet. */
+static bool may_be_source(const union address *source, const union address *destination)
+{
+    if (address_is_any(source) || (address_is_ipv4(source) && !source->words[3]))
+        return is_multicast_or_broadcast(destination);
+    return !is_multicast_or_broadcast(source);
+}
+
 /* Where a datagram comes from whose header we write. False if there is no such address. */
 static bool choose_source(union address *out, const struct table_output *output, const struct packet *packet,
                           const struct egress_link *link, const union address *destination)
@@ -77,6 +85,8 @@ static bool choose_source(union address *out, const struct table_output *output,
 
     if (output->flags & OUTPUT_KEEP_SOURCE) {
         *out = packet->source;
+        if (!may_be_source(out, destination))
+            return false;
     } else if (!address_is_any(&output->source)) {
         *out = output->source;
     } else {

@@ -276,6 +276,20 @@ EXAMPLES = {
     "its address, but another port": Example(
         [rule4(to4(way=Way.FRAME, flags=KEEP_SOURCE, source_port=99))], [given4()], [sent4(99, source=HOST4)]
     ),
+    "its address, if it can be a host's": Example(
+        [
+            rule4(to4(way=Way.FRAME, flags=KEEP_SOURCE)),
+            rule6(to6(way=Way.FRAME, flags=KEEP_SOURCE, counter=1), counter=1),
+        ],
+        [given4(host="239.5.5.5"), given6(host="ff02::5"), given4(host="0.0.0.0")],
+        [sent4(4000, source="0.0.0.0")],
+        dropped={"egress_unreachable": 2},
+    ),
+    "none, to a host": Example(
+        [rule4(to4(NEAR4, way=Way.RAW4, flags=KEEP_SOURCE))],
+        [given4(host="0.0.0.0")],
+        dropped={"egress_unreachable": 1},
+    ),
     "its port, but another address": Example(
         [rule4(to4(way=Way.FRAME, flags=KEEP_PORT | KEEP_DSCP, source=packed(STRANGER4)))],
         [given4()],

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from mcrelay.engines.headers import Headers, ethernet, is_ipv4, is_link_local, payload_max
+from mcrelay.engines.headers import Headers, ethernet, is_ipv4, is_link_local, may_be_source, payload_max
 from mcrelay.engines.parsing import SOL_PACKET, VIRTIO, Packet
 from mcrelay.entries import EXACT, Leg, LegFlag
 from mcrelay.ways import ANY, Link, Way
@@ -168,7 +168,7 @@ class Exit:
     def _source(self, leg: Leg, packet: Packet, destination: bytes) -> bytes | None:
         """The source address of headers of our own; None if there is none."""
         if leg.flags & LegFlag.KEEP_SOURCE:
-            return packet.source
+            return packet.source if may_be_source(packet.source, destination) else None
         if leg.source != ANY:
             return leg.source
         if is_ipv4(destination):

@@ -28,6 +28,7 @@ LENGTH_MAX: Final = 65535  # of what the 16 bits of a length say: an IPv4 packet
 MORE_FRAGMENTS4: Final = 0x2000
 MORE_FRAGMENTS6: Final = 1
 BROADCAST: Final = MAPPED_PREFIX + b"\xff" * 4
+NO_IPV4: Final = MAPPED_PREFIX + bytes(4)
 ETHERTYPE_IPV4: Final = 0x0800
 ETHERTYPE_IPV6: Final = 0x86DD
 
@@ -118,6 +119,17 @@ class Headers:
     def _ipv6(self, length: int, following: int) -> bytes:
         first_word = 6 << 28 | self.dscp << 22
         return struct.pack("!IHBB", first_word, length, following, self.ttl) + self.source + self.destination
+
+
+def may_be_source(source: bytes, destination: bytes) -> bool:
+    """Whether a copy may say that it comes from there: from a host, or, on a link, from one that has no address yet."""
+    if source in (bytes(16), NO_IPV4):
+        return _is_to_several(destination)
+    return not _is_to_several(source)
+
+
+def _is_to_several(address: bytes) -> bool:
+    return address[12] & 0xF0 == 0xE0 or address == BROADCAST if is_ipv4(address) else address[0] == 0xFF
 
 
 def ethernet(mac: bytes, destination: bytes) -> bytes | None:
