@@ -52,7 +52,11 @@ def test_it_is_installed_relays_and_is_purged(line: RelayLine, root: Root, packa
         assert daemon.wait(10) == 0
         assert "feed" in root.run("mcrelay", "list").stdout
         root.run("pkill", "--full", "mcrelay run")
-        wait_until(lambda: root.run("pgrep", "--full", "mcrelay", check=False).returncode == 1, 10, "still running")
+        wait_until(
+            lambda: root.run("pgrep", "--full", "--runstates", "R,S,D", "mcrelay", check=False).returncode == 1,
+            10,
+            "still running",
+        )
     root.run("dpkg", "--purge", "mcrelay")
     # A directory of this machine's in which something was is in the overlay, too.
     left = {path for path in root.written() - before if not DISTRIBUTION.fullmatch(path) and not Path(path).is_dir()}
