@@ -7,7 +7,7 @@ right. rules.py has the forms and writes them; what one of them writes, the othe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, Literal, NoReturn
 
@@ -22,6 +22,7 @@ from mcrelay.rules import (
     Protocol,
     Rate,
     Rule,
+    Target,
     bits,
     is_group,
     masked,
@@ -57,6 +58,7 @@ DSCP_NAMES: Final = {
 
 THIS_NETWORK: Final = 0  # the first byte of addresses that are nobody's (RFC 1122 section 3.2.1.3)
 LOOPBACK: Final = 127
+LOOPBACK_INTERFACE: Final = "lo"
 GROUPS_MIN: Final = 224  # from here on, no address is one host's (RFC 1112 section 4)
 RESERVED_MIN: Final = 240  # RFC 1112 section 4
 
@@ -72,7 +74,6 @@ def parse_rule(input: str, outputs: Iterable[str], name: str | None = None) -> R
     if len(texts) > RULE_OUTPUTS_MAX:
         raise RuleError(f"rule {input!r} has {len(texts)} outputs", f"at most {RULE_OUTPUTS_MAX} are possible")
     rule = Rule(given, tuple(map(parse_output, texts)), name)
-    taken = set()
     for output, text in zip(rule.outputs, texts, strict=True):
         _check_pair(given, output, f"output {shown(text)}")
         if rule.feeds_itself(output):
@@ -80,11 +81,50 @@ def parse_rule(input: str, outputs: Iterable[str], name: str | None = None) -> R
                 f"output {text!r} is where the input comes from: the relay would feed itself",
                 "send to another group, port or interface",
             )
-        target = rule.target(output)[:4]
-        if target in taken:
-            raise RuleError(f"output {text!r} is given twice", "name each output once; receivers would get duplicates")
-        taken.add(target)
+    if len(texts) > 1:
+        _check_distinct(rule, texts)
     return rule
+
+
+def _check_distinct(rule: Rule, texts: Sequence[str]) -> None:
+    """RuleError if a packet could leave twice for one place. Of outputs in the order of their ranges of addresses, the
+    wider first, only those on the stack contain the next one."""
+    targets = [rule.target(output) for output in rule.outputs]
+    order = sorted(range(len(targets)), key=lambda n: (targets[n].interface, *_range(targets[n])))
+    stack: list[tuple[str, tuple[int, int, int], dict[int | None, int]]] = []  # with outputs by port
+    for number in order:
+        target = targets[number]
+        version, first, minus_last = _range(target)
+        while stack and not (
+            stack[-1][0] == target.interface and stack[-1][1][0] == version and -stack[-1][1][2] >= -minus_last
+        ):
+            stack.pop()
+        for _interface, _place, ports in stack:
+            clash = (
+                ports.get(target.port, ports.get(None)) if target.port is not None else next(iter(ports.values()), None)
+            )
+            if clash is not None:
+                one, other = sorted((clash, number))
+                if targets[one][:4] == targets[other][:4]:
+                    raise RuleError(
+                        f"output {texts[other]!r} is given twice",
+                        "name each output once; receivers would get duplicates",
+                    )
+                raise RuleError(
+                    f"output {texts[other]!r} is where {texts[one]!r} sends to, too",
+                    "leave one out; receivers would get duplicates",
+                )
+        if stack and stack[-1][1] == (version, first, minus_last):
+            stack[-1][2][target.port] = number
+        else:
+            stack.append((target.interface, (version, first, minus_last), {target.port: number}))
+
+
+def _range(target: Target) -> tuple[int, int, int]:
+    """Version, first address and, negative, the last one: what contains another comes before it."""
+    behind = bits(target.address) - target.prefix
+    first = int(target.address) >> behind << behind
+    return target.address.version, first, -(first + (1 << behind) - 1)
 
 
 def check_name(name: str) -> None:
@@ -118,13 +158,24 @@ def parse_input(text: str) -> Input:
         _check_source(source, address, what)
         _check_host(source, what)
     _check_destination(address, prefix, port, protocol, what)
-    return Input(address, port, interface, source, prefix, vlan, protocol)
+    given = Input(address, port, interface, source, prefix, vlan, protocol)
+    if address.is_loopback and not given.is_on(LOOPBACK_INTERFACE):
+        raise RuleError(
+            f"{what}: {address} comes in by {LOOPBACK_INTERFACE} only",
+            f"write %{LOOPBACK_INTERFACE}, or an address of the interface",
+        )
+    return given
 
 
 def _check_destination(address: Address, prefix: int | None, port: int | None, protocol: str, what: str) -> None:
     """What a rule can take."""
     if not int(address) or (address.version == 4 and address.packed[0] == THIS_NETWORK):
         raise RuleError(f"{what}: nothing is sent to {address}", "name a group, or a unicast address of this host")
+    if address.version == 4 and address.packed[0] >= RESERVED_MIN and address != BROADCAST:
+        raise RuleError(
+            f"{what}: {address} is in 240.0.0.0/4, which nobody routes",
+            "name a group, or a unicast address of this host",
+        )
     if address.version == 6 and is_group(address):
         _check_scope(address, prefix, what)
     if prefix is not None:
@@ -232,17 +283,6 @@ def _check_options(output: Output, what: str) -> None:
         raise RuleError(f"{what}: loop is for multicast", "leave out loop")
     if isinstance(output.source, IPv4Address | IPv6Address) and output.address is not None:
         _check_source(output.source, output.address, what)
-        group = output.address
-        if (
-            isinstance(group, IPv6Address)
-            and is_group(group)
-            and output.source.is_link_local
-            and group.packed[1] & 15 > 2
-        ):
-            raise RuleError(
-                f"{what}: the link-local source {output.source} cannot send to a group of a wider scope",
-                "use a source of a wider scope, or a group in ff02::/16",
-            )
 
 
 def _check_pair(given: Input, output: Output, what: str) -> None:
@@ -269,8 +309,20 @@ def _check_pair(given: Input, output: Output, what: str) -> None:
         )
     if isinstance(output.source, IPv4Address | IPv6Address) and output.address is None:
         _check_source(output.source, given.address, what)
+    source = given.source if output.source == "keep" else output.source
+    destination = given.address if output.address is None else output.address
+    if isinstance(source, IPv6Address) and source.is_link_local and not _is_of_link(destination):
+        raise RuleError(
+            f"{what}: the link-local source {source} cannot send to {destination}, beyond the link",
+            "use a source of a wider scope, or a group in ff02::/16",
+        )
     if output.loop and output.address is None and not is_group(given.address):
         raise RuleError(f"{what}: loop is for multicast", "leave out loop")
+
+
+def _is_of_link(address: Address) -> bool:
+    """Of IPv6: a group or a host that is not beyond the link."""
+    return address.packed[1] & 15 <= 2 if is_group(address) else address.version == 6 and address.is_link_local
 
 
 def _parse_dscp(value: str | None, field: str) -> int | None:

@@ -193,6 +193,9 @@ REFUSED_INPUTS = [
     ("nobody@239.1.1.1:5000%eth0", "'nobody' is not an IP address", "for example 239.1.1.1"),
     ("@239.1.1.1:5000%eth0", "'' is not an IP address", "for example 239.1.1.1"),
     ("239.9.9.9@239.1.1.1:5000%eth0", "239.9.9.9 is nobody's address", "unicast"),
+    ("127.0.0.1:5000%eth0", "127.0.0.1 comes in by lo only", "write %lo"),
+    ("[::1]:5000%eth+", "::1 comes in by lo only", "write %lo"),
+    ("240.0.0.1:5000%eth0", "240.0.0.1 is in 240.0.0.0/4", "a unicast address of this host"),
     *(
         (f"{source}@239.1.1.1:5000%eth0", f"{source} is nobody's address", "unicast")
         for source in ("0.0.0.0", "0.1.2.3", "127.0.0.1", "127.9.9.9", "240.0.0.1", "255.255.255.255")
@@ -250,7 +253,6 @@ REFUSED_OUTPUTS = [
         )
     ),
     (f"{OUTPUT},source=2001:db8::1", "cannot send to 239.2.2.2", "one IP version"),
-    ("[ff05::1]:5%e,source=fe80::1", "link-local source fe80::1", "ff02::/16"),
     (f"{OUTPUT},loop,source=keep", "is not heard on this host", "leave out loop"),
     (f"{OUTPUT},loop,sport=5", "is not heard on this host", "leave out loop"),
     ("10.1.1.1:5000%e,loop", "loop is for multicast", "leave out loop"),
@@ -294,6 +296,26 @@ def test_an_output_is_refused(text: str, reason: str, correction: str) -> None:
         (INPUT, [INPUT], None, INPUT, "where the input comes from", "another group, port or interface"),
         (INPUT, [OUTPUT, f"{INPUT},ttl=3"], None, f"{INPUT},ttl=3", "would feed itself", "another group"),
         (INPUT, [OUTPUT, OUTPUT], None, OUTPUT, "is given twice", "once"),
+        *(
+            (given, [output], None, output, "the link-local source fe80::1 cannot send to", "ff02::/16")
+            for given, output in (
+                (INPUT, "[ff05::1]:5%e,source=fe80::1"),
+                ("[ff05::9]:5000%eth0", "=:=%eth1,source=fe80::1"),
+                ("[fe80::1]@[ff05::9]:5000%eth0", "=:=%eth1,source=keep"),
+                ("[ff02::9]:5000%eth0", "[2001:db8::9]:=%eth1,source=fe80::1"),
+            )
+        ),
+        *(
+            ("239.1.0.0/24:*%eth0", [*outputs, "239.3.3.3:=%eth1"], None, outputs[1], "sends to, too", "leave one out")
+            for outputs in (
+                ["=:6000%eth1", "239.1.0.7:6000%eth1"],
+                ["239.1.0.7:6000%eth1", "=:6000%eth1"],
+                ["239.2.0.0/24:=%eth1", "239.2.0.255:9%eth1,ttl=3"],
+                ["239.2.0.7:9%eth1", "239.2.0.7:=%eth1"],
+                ["239.2.0.7:=%eth1", "239.2.0.7:9%eth1"],
+                ["239.2.0.7:8%eth1", "239.2.0.0/24:=%eth1", "239.2.0.7:9%eth1"][:2],
+            )
+        ),
         (INPUT, [OUTPUT, f"{OUTPUT},ttl=3"], None, f"{OUTPUT},ttl=3", "is given twice", "once"),
         (INPUT, ["10.0.0.1:6000%eth1", "nonsense"], None, "nonsense", "names no interface", "%INTERFACE"),
         ("nonsense", [OUTPUT], None, "nonsense", "names no interface", "%INTERFACE"),
