@@ -13,8 +13,8 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Final, NamedTuple, TypeVar
+from functools import cache, cached_property
+from typing import Any, Final, NamedTuple, TypeVar, get_type_hints
 
 import msgspec
 
@@ -24,6 +24,7 @@ from mcrelay.endpoint import parse_endpoint
 from mcrelay.errors import BadConfig, RuleError, UsageError
 from mcrelay.levels import checked
 from mcrelay.limits import RULES_MAX
+from mcrelay.rootless import check_rule
 from mcrelay.rules import Rule, RuleSet, shown
 from mcrelay.ruletext import parse_rule
 from mcrelay.settings import WORKER, InterfaceSection, RuleSection, Section, Settings, WorkerSection
@@ -132,9 +133,21 @@ class Reading:
         for document in self._documents:
             _merge(merged, {key: value for key, value in document.values.items() if key != "rule"})
         settings = msgspec.convert(merged, Settings)
-        if found := [self._problem(*contradiction) for contradiction in _contradictions(settings)]:
-            raise ConfigError(found)
+        found = [self._problem(*contradiction) for contradiction in _contradictions(settings)]
+        if settings.daemon.rootless:
+            found += self._beyond_rootless()
+        if found:
+            raise ConfigError(found[:PROBLEMS_MAX])
         return Configuration(settings, tuple(self._rules))
+
+    def _beyond_rootless(self) -> Iterator[Problem]:
+        """What no host allows without privilege."""
+        for rule in self._rules:
+            document, index = self._places[rule.id]
+            try:
+                check_rule(rule)
+            except RuleError as error:
+                yield document.problem(("rule", index), error.message, error.hint)
 
     def _problem(self, paths: Sequence[Path], what: str, remedy: str) -> Problem:
         """At the last of these values that is given."""
@@ -176,6 +189,9 @@ def _contradictions(settings: Settings) -> Iterator[tuple[Sequence[Path], str, s
         if workers is not None and int(number) >= workers:
             what = f"[worker.{number}]: there are workers 0 to {workers - 1}"
             yield [("worker", number)], what, "remove it, or have more workers"
+    if daemon.rootless and workers is not None and workers > 1:
+        what = "daemon.rootless has one data plane worker: of several, each would get all of a group's datagrams"
+        yield [("daemon", "workers"), ("daemon", "cores")], what, "leave out daemon.workers, and name one core if any"
     if events.stopped_s < events.silent_s:
         what = f"events.stopped_s is {events.stopped_s:g}, and events.silent_s {events.silent_s:g}"
         yield [("events", "stopped_s"), ("events", "silent_s")], what, "a flow is silent before it has stopped"
@@ -303,12 +319,26 @@ class _Document:
                 self.problems.append(self.problem(("worker", number), what, "workers have numbers, from 0 on"))
 
     def _convert(self, value: Any, into: type[S], path: Path) -> S | None:
-        """None if it is not of that type, and a problem more."""
+        """None if it is not of that type, and a problem more for each key that is wrong."""
         try:
             return msgspec.convert(value, into)
         except msgspec.ValidationError as error:
-            self.problems.append(self._explain(str(error), path))
+            if isinstance(into, type) and issubclass(into, Section) and isinstance(value, dict):
+                self._convert_keys(value, into, path)
+            else:
+                self.problems.append(self._explain(str(error), path))
             return None
+
+    def _convert_keys(self, table: dict[str, Any], into: type[Section], path: Path) -> None:
+        kinds = _kinds(into)
+        for field in msgspec.structs.fields(into):
+            if field.required and field.name not in table:
+                self.problems.append(self._explain(f"Object missing required field `{field.name}`", path))
+        for key, value in table.items():
+            if key not in kinds:
+                self.problems.append(self._explain(f"Object contains unknown field `{key}`", path))
+            else:
+                self._convert(value, kinds[key], (*path, key))
 
     def _explain(self, why: str, path: Path) -> Problem:
         """The library's complaint in the words of the file."""
@@ -330,7 +360,9 @@ class _Document:
     def rule_problem(self, index: int, section: RuleSection, error: RuleError) -> Problem:
         """At the text that the error quotes, if it does."""
         path: Path = ("rule", index)
-        if repr(section.input) in error.message:
+        if section.name is not None and repr(section.name) in error.message:
+            path = (*path, "name")
+        elif repr(section.input) in error.message:
             path = (*path, "input")
         else:
             for text in section.outputs:
@@ -366,6 +398,12 @@ class _Document:
             elif key := KEY.match(line):
                 found.append(_Place(number, (*table, *_names(key[1])), is_table=False))
         return found
+
+
+@cache
+def _kinds(section: type[Section]) -> dict[str, Any]:
+    """The type of each key."""
+    return get_type_hints(section, include_extras=True)
 
 
 def _names(dotted: str) -> Path:

@@ -77,6 +77,15 @@ def test_later_files_replace_settings_and_add_rules() -> None:
             "0.toml:2: unknown key 'ring_mb' in [interface.eth0]; did you mean 'ring_mib'?",
         ),
         ("[worker.x]\n", "0.toml:1: there is no worker 'x'; workers have numbers, from 0 on"),
+        ("[daemon]\nrootless = true\nworkers = 2\n", "0.toml:3: daemon.rootless has one data plane worker"),
+        (
+            "[daemon]\nrootless = true\n[[rule]]\ninput = '239.1.0.0/16:5000%eth0'\noutput = '=:=%eth1'\n",
+            "0.toml:3: input '239.1.0.0/16:5000%eth0' is not possible with --rootless",
+        ),
+        (
+            "[[rule]]\ninput = '239.1.1.1:5%eth0'\nname = '-'\noutput = '=:6%eth1'\n",
+            "0.toml:3: name '-' is not possible",
+        ),
         ("[worker.007]\n", "0.toml:1: there is no worker '007'; workers have numbers, from 0 on"),
         ("[daemon]\nworkers = 2\n[worker.2]\n", "0.toml:3: [worker.2]: there are workers 0 to 1; remove it"),
         ("[daemon]\ncores = '0,5'\n[worker.2]\n", "0.toml:3: [worker.2]: there are workers 0 to 1; remove it"),
@@ -92,7 +101,7 @@ def test_later_files_replace_settings_and_add_rules() -> None:
         ("x = [1,\n", "0.toml:2: this is not TOML: "),
         ("[daemon]\nworkers = 1\nworkers = 2\n", "0.toml:3: this is not TOML: cannot overwrite a value"),
         ("a = '\xe4", "0.toml:1: this is not TOML"),
-        (FEED + "[[rule]]\n", "0.toml:5: there is no 'input' in [[rule]]; add it"),
+        (FEED + "[[rule]]\noutput = '=:6%eth1'\n", "0.toml:5: there is no 'input' in [[rule]]; add it"),
         (FEED.replace("name", "nmae"), "0.toml:2: unknown key 'nmae' in [[rule]]; did you mean 'name'?"),
         (FEED.replace("239.1.1.1:", "239.1.1:"), "0.toml:3: input '239.1.1:5000%eth0': "),
         (FEED.replace('"239.2.2.2:6000%eth1"', '[\n"239.2.2.3:1%eth1",\n "nonsense"]'), "0.toml:6: output 'nonsense'"),
@@ -100,7 +109,7 @@ def test_later_files_replace_settings_and_add_rules() -> None:
         (FEED + FEED, "0.toml:7: input '239.1.1.1:5000%eth0' is also that of the rule at 0.toml:1"),
         (
             FEED + FEED.replace("239.1.1.1", "239.1.1.2"),
-            "0.toml:5: the name 'feed' is also that of the rule at 0.toml:1",
+            "0.toml:6: the name 'feed' is also that of the rule at 0.toml:1",
         ),
         (
             FEED + '[[rule]]\ninput = "239.2.2.2:6000%eth1"\noutput = "239.1.1.1:5000%eth0"\n',
@@ -117,6 +126,8 @@ def test_what_is_wrong_is_said_with_its_place_and_a_remedy(text: str, says: str)
 def test_all_that_is_wrong_is_said_at_once() -> None:
     found = problems("[daemon]\nworkers = 'x'\n" + FEED.replace("eth1", ""), "[log]\nlevel = 'loud'\n[x]\n")
     assert [problem.split(": ")[0] for problem in found] == ["0.toml:2", "0.toml:6", "1.toml:2", "1.toml:3"]
+    found = problems("[daemon]\nworkers = 'x'\nengin = 'uring'\nring_mib = 0\n[[rule]]\noutput = 5\n")
+    assert [problem.split(": ")[0] for problem in found] == ["0.toml:2", "0.toml:3", "0.toml:4", "0.toml:5", "0.toml:6"]
 
 
 def test_not_more_is_said_than_people_read() -> None:
