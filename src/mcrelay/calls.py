@@ -8,6 +8,7 @@ A new call is a function here, and a method of the same name and parameters in C
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -54,13 +55,14 @@ from mcrelay.api import (
 )
 from mcrelay.codec import in_frames
 from mcrelay.conversation import ID, Dialogue, Stream, ask
-from mcrelay.errors import ProtocolError
+from mcrelay.errors import ProtocolError, UsageError
 from mcrelay.messages import Message, ProcessFacts
 
 UPGRADE_S: Final = 35.0  # for the new daemon to start and take over, or not
 NAMES_PER_FRAME: Final = 8000  # of 64 characters
 
 Paged = TypeVar("Paged", Rules, Stats)
+Value = TypeVar("Value")
 
 
 def ping() -> Dialogue[None]:
@@ -76,7 +78,14 @@ def status() -> Dialogue[Status]:
 
 
 def add(input: str, outputs: Sequence[str], name: str | None) -> Dialogue[Added]:
-    return ask(Add(id=ID, input=input, outputs=tuple(outputs), name=name), Added)
+    return ask(Add(id=ID, input=input, outputs=_listed("outputs", outputs), name=name), Added)
+
+
+def _listed(what: str, values: Sequence[Value]) -> tuple[Value, ...]:
+    """UsageError if that is no list; a text would be one of its letters."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise UsageError(f"{what}: {reprlib.repr(values)} is no list", "write [...]")
+    return tuple(values)
 
 
 def remove(rule: str) -> Dialogue[Removed]:
@@ -90,13 +99,21 @@ def pause(rule: str, output: str | None, *, paused: bool) -> Dialogue[Paused]:
 def change(
     add: Sequence[tuple[str, Sequence[str], str | None]], remove: Sequence[str], expect: int | None
 ) -> Dialogue[Changed]:
-    texts = [RuleText(input=input, outputs=tuple(outputs), name=name) for input, outputs, name in add]
+    texts = [_text(rule) for rule in _listed("add", add)]
+    remove = _listed("remove", remove)
     pieces = [
         Change(id=ID, add=(), remove=tuple(remove[at : at + NAMES_PER_FRAME]), complete=False)
         for at in range(0, len(remove), NAMES_PER_FRAME)
     ]
     pieces += [Change(id=ID, add=piece, remove=(), complete=last, expect=expect) for piece, last in in_frames(texts)]
     return ask(tuple(pieces), Changed)
+
+
+def _text(rule: tuple[str, Sequence[str], str | None]) -> RuleText:
+    if isinstance(rule, str) or not isinstance(rule, Sequence) or len(rule) != 3:
+        raise UsageError(f"add: {reprlib.repr(rule)} is no rule", "give (INPUT, [OUTPUT, ...], NAME or None)")
+    given, outputs, name = rule
+    return RuleText(input=given, outputs=_listed("outputs", outputs), name=name)
 
 
 def listing() -> Dialogue[Rules]:
@@ -145,7 +162,7 @@ def upgrade() -> Dialogue[Upgraded]:
 
 def events(kinds: Sequence[EventKind]) -> Stream[Happened]:
     return Stream(
-        Subscribe(id=ID, kinds=tuple(kinds)),
+        Subscribe(id=ID, kinds=_listed("kinds", kinds)),
         started=Subscribed,
         item=Happened,
         silence=lambda _last: Happened(id=ID, events=()),

@@ -18,7 +18,7 @@ import msgspec
 from mcrelay.api import Failure
 from mcrelay.codec import Codec, encode
 from mcrelay.errors import Busy, Error, NotPermitted, ProtocolError, Unavailable, UsageError, error_of
-from mcrelay.frames import FrameReader, Malformed
+from mcrelay.frames import HEADER, FrameReader, Malformed
 from mcrelay.messages import Message
 
 TIMEOUT_S: Final = 15.0  # for an answer, if the caller does not say otherwise
@@ -105,6 +105,11 @@ class Conversation:
         request_id = self._last_id + 1
         try:
             frames = [encode(msgspec.structs.replace(message, id=request_id)) for message in question.messages]
+            for message, frame in zip(question.messages, frames, strict=True):  # its author's types may be wrong
+                msgspec.json.decode(frame[HEADER.size :], type=type(message))
+        except (msgspec.ValidationError, TypeError) as error:
+            asked = type(question.messages[0]).__name__
+            raise UsageError(f"{asked} cannot be asked: {error}", "see docs/client.md") from None
         except UnicodeEncodeError as error:
             raise UsageError(f"{error.object!r} is not UTF-8 text", "check how it was typed") from None
         except ValueError as error:

@@ -219,3 +219,27 @@ def test_a_long_change_goes_in_pieces_of_one_id() -> None:
     assert [name for piece in pieces for name in piece.remove] == remove
     rules = [(rule.input, list(rule.outputs), rule.name) for piece in pieces for rule in piece.add]
     assert rules == add
+
+
+@pytest.mark.parametrize(
+    ("dialogue", "says"),
+    [
+        (lambda: calls.add("i", "239.2.2.2:6000%eth1", None), "outputs: '239.2.2.2:6000%eth1' is no list"),
+        (lambda: calls.add("i", [5], None), "Add cannot be asked: Expected `str`, got `int`"),  # type: ignore[list-item] # wrong
+        (lambda: calls.add(None, ["o"], None), "Add cannot be asked: Expected `str`, got `null`"),  # type: ignore[arg-type] # wrong
+        (lambda: calls.change([("i", ["o"])], [], None), "add: ('i', ['o']) is no rule"),  # type: ignore[list-item] # wrong
+        (lambda: calls.change([{"i": 1}], [], None), "add: {'i': 1} is no rule"),  # type: ignore[list-item] # wrong
+        (lambda: calls.change([("i", "o", None)], [], None), "outputs: 'o' is no list"),
+        (lambda: calls.change([], "feed", None), "remove: 'feed' is no list"),
+        (lambda: calls.change([], ["x"], "1"), "Change cannot be asked: Expected `int | null`, got `str`"),  # type: ignore[arg-type] # wrong
+        (lambda: calls.remove(None), "Remove cannot be asked: Expected `str`, got `null`"),  # type: ignore[arg-type] # wrong
+        (lambda: calls.remove(object()), "Remove cannot be asked: "),  # type: ignore[arg-type] # wrong
+        (lambda: calls.events(["nonsense"]).open(), "Subscribe cannot be asked: Invalid enum value"),  # type: ignore[list-item] # wrong
+    ],
+)
+def test_what_is_no_request_is_refused_before_it_is_sent(dialogue: Callable[[], Dialogue[object]], says: str) -> None:
+    conversation = Conversation(PATH)
+    with pytest.raises(UsageError) as refused:
+        conversation.say(next(dialogue()))
+    assert refused.value.message.startswith(says)
+    assert refused.value.hint
