@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from mcrelay.facts import Case, Finding, Flow, FlowKey, Link, command, is_at, is_sent_to, is_too_wide
-from mcrelay.nearness import Candidate
+from mcrelay.nearness import Candidate, outputs_for
 from mcrelay.rules import BROADCAST, GROUPS_JOINED_MAX, bits
 from mcrelay.sightings import multicast_mac
 
@@ -152,9 +152,7 @@ def _joined_by_none(case: Case, link: Link, taking: Candidate) -> Finding:
         fact += f"; {what} comes all the same"
     else:
         fact += f"; {what} does not come"
-    outputs: tuple[object, ...] = taking.rule.outputs
-    if given.prefix is not None or any(output.prefix is not None for output in taking.rule.outputs):
-        outputs = ("ADDRESS:PORT%INTERFACE",)
+    outputs = outputs_for(given, taking.rule.outputs if given.prefix is None else ())
     rule = f"GROUP:PORT%{link.name}" if given.prefix is not None and is_too_wide(given) else str(given)
     mending = f"  # a rule for it joins it; or a prefix of /{widest} or longer, or a static membership on the switch"
     return Finding("joined", "note", fact, command("mcrelay", "add", rule, *outputs) + mending)
@@ -215,7 +213,7 @@ def _querier(case: Case, link: Link) -> Iterator[Finding]:
             yield Finding("querier", "ok", f"bridge {bridge.name} snoops, and asks for members itself")
         else:
             yield no_querier(bridge.name, None if case.seen.problem else case.seen.seconds)
-    elif version == 4 and case.host.igmp_versions.get(link.name, "V3") != "V3":
+    elif version == 4 and case.host.igmp_versions.get(link.name, "V3") != "V3" and not _is_igmp_forced(case, link):
         older = case.host.igmp_versions[link.name].lower()
         yield Finding("querier", "ok", f"an IGMP{older} querier asked on {link.name} within the last minutes")
     elif case.seen.problem:
@@ -227,6 +225,11 @@ def _querier(case: Case, link: Link) -> Iterator[Finding]:
             f"none asked on {link.name} within {case.seen.seconds:g} s; they ask every {QUERY_INTERVAL_S} s as a rule",
             f"mcrelay explain {case.text} --seconds {QUERY_INTERVAL_S + 5}",
         )
+
+
+def _is_igmp_forced(case: Case, link: Link) -> bool:
+    """What version is in use says nothing of queriers then."""
+    return any(case.host.sysctl(f"net.ipv4.conf.{name}.force_igmp_version") for name in ("all", link.name))
 
 
 def no_querier(bridge: str, seconds: float | None) -> Finding:
@@ -290,6 +293,8 @@ def _missing(case: Case) -> Finding:
     others = {str(key.destination) for key in seen.flows if given.is_on(key.interface) and key.destination.is_multicast}
     if others:
         what += f"; other groups came: {', '.join(sorted(others)[:SHOWN_MAX])}"
+    if given.protocol == "esp":  # which nothing of ours sends
+        return Finding("arriving", "bad", what)
     group = given.address if given.prefix is None else given.address + 1
     host = f"[{group}]" if group.version == 6 else str(group)
     test = command("mcrelay", "send", f"{host}:{given.port or 5000}%INTERFACE", "--count", 1000)

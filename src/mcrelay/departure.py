@@ -88,7 +88,8 @@ def _address(leg: _Leg, link: Link) -> Iterator[Finding]:
     source = leg.output.source
     own = [address.ip for address in link.addresses if address.version == version]
     if source == "keep":
-        yield Finding(step, "ok", "copies keep the address of whoever sent them")
+        fact = "copies keep the address of whoever sent them: receivers with rp_filter, and switches and clouds that "
+        yield Finding(step, "ok", f"{fact}check sources, may drop them")
     elif isinstance(source, IPv4Address | IPv6Address):
         if leg.case.host.link_with(source) is None:
             fact = f"copies are sent from {source}, which is no address of this host: receivers with rp_filter, and "

@@ -12,7 +12,7 @@ from typing import Final
 
 from mcrelay import arrival, departure
 from mcrelay.facts import Case, Daemon, Finding, command, grew
-from mcrelay.nearness import Candidate
+from mcrelay.nearness import Candidate, outputs_for
 from mcrelay.reasons import REASONS, remedy
 
 BPF_BIT: Final = 39
@@ -52,9 +52,10 @@ def _rules(case: Case) -> Iterator[Finding]:
     taking = case.choice.taking
     if taking is None:
         near = case.choice.near
-        outputs = near[0].rule.outputs if near else ("ADDRESS:PORT%INTERFACE",)
+        outputs = outputs_for(case.given, near[0].rule.outputs if near else ())
         fact = f"no rule takes {case.given}, of {len(case.daemon.rules):,}"
-        yield Finding("rule", "bad", fact, command("mcrelay", "add", case.given, *outputs))
+        is_there = case.given.is_pattern or any(case.given.is_on(name) for name in case.host.links)
+        yield Finding("rule", "bad", fact, command("mcrelay", "add", case.given, *outputs) if is_there else None)
     else:
         yield from _taken(case, taking)
     for candidate in case.choice.passed_over[:SHOWN_MAX]:

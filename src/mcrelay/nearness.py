@@ -7,12 +7,12 @@ of one input with another, in words. Which of several rules comes first is that 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from mcrelay.api import RuleFacts
 from mcrelay.errors import RuleError
-from mcrelay.rules import Input, Rule, bits, masked
+from mcrelay.rules import Input, Output, Rule, bits, masked
 from mcrelay.ruletext import parse_rule
 
 # How far a rule may be to be near. Each difference is one step, and another group is two: many rules share their port.
@@ -73,6 +73,15 @@ def _compare(given: Input, facts: RuleFacts) -> Candidate | None:
     else:
         steps = len(found) + (0 if _holds(rule.input, given) else ADDRESS_STEPS - 1)
     return Candidate(facts, rule, found, steps)
+
+
+def outputs_for(given: Input, like: Iterable[Output]) -> tuple[object, ...]:
+    """Outputs to propose for a rule with this input: like these, if it may have them."""
+    texts = [str(replace(output, paused=False)) for output in like]
+    try:
+        return parse_rule(str(given), texts).outputs
+    except RuleError:
+        return (f"ADDRESS:{'esp' if given.protocol == 'esp' else 'PORT'}%INTERFACE",)
 
 
 def parsed(facts: RuleFacts) -> Rule | None:

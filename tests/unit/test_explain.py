@@ -327,6 +327,19 @@ def test_no_querier_within_seconds_says_little() -> None:
     assert found(findings, "querier").remedy == f"mcrelay explain {INPUT} --seconds 130"
     older = replace(HOST, igmp_versions={"in0": "V2"})
     assert found(walk(daemon_with(RULE), host=older), "querier").verdict == "ok"
+    forced = replace(older, sysctls={**older.sysctls, "net.ipv4.conf.all.force_igmp_version": "2"})
+    assert found(walk(daemon_with(RULE), host=forced), "querier").verdict == "unknown"
+
+
+def test_what_is_proposed_can_be_pasted() -> None:
+    near = facts_of(INPUT, "239.2.2.2:6000%out0,ttl=3,paused")
+    for asked, proposed in (
+        ("239.1.1.2:5000%in0", "mcrelay add 239.1.1.2:5000%in0 239.2.2.2:6000%out0,ttl=3"),
+        ("239.1.1.1:esp%in0", "mcrelay add 239.1.1.1:esp%in0 ADDRESS:esp%INTERFACE"),
+        ("239.1.1.1:5000%nope0", None),
+    ):
+        assert found(walk(daemon_with(near), {}, input=asked), "rule").remedy == proposed
+    assert found(walk(daemon_with(near), {}, input="239.1.1.1:esp%in0"), "arriving").remedy is None
 
 
 @pytest.mark.parametrize(
@@ -474,7 +487,7 @@ def test_a_source_that_is_not_this_host_s_is_noted() -> None:
         assert wrong(findings) == []
         address = found(findings, "output 1 address")
         assert address.verdict == verdict
-        assert ("rp_filter" in address.fact) == (verdict == "note")
+        assert ("rp_filter" in address.fact) == (option != "source=198.51.100.1")
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ SYSCTLS: Final = (
     "net.core.optmem_max",
     "net.core.rmem_max",
     "net.ipv4.conf.all.rp_filter",
+    "net.ipv4.conf.all.force_igmp_version",
     "net.ipv4.igmp_max_memberships",
     "net.ipv4.igmp_max_msf",
     "net.ipv6.conf.all.disable_ipv6",
