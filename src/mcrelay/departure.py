@@ -132,6 +132,16 @@ def _chosen(leg: _Leg, own: Sequence[Address], link: Link) -> Address:
 def _next_hop(leg: _Leg, link: Link) -> Iterator[Finding]:
     destination = leg.destination
     step = f"{leg.prefix}route"
+    owners = [own.name for own in leg.case.host.links.values() if destination in [one.ip for one in own.addresses]]
+    if owners and (link.is_loopback or link.name in owners):
+        yield Finding(step, "ok", f"{destination} is this host's own: copies come in by its loopback device")
+        return
+    if owners:
+        fact = (
+            f"{destination} is this host's own, of {owners[0]}: by {link.name} copies look for another host that has it"
+        )
+        yield Finding(step, "bad", fact, f"ip -brief address  # or send by %{owners[0]}")
+        return
     route = leg.case.host.routes.get((destination, link.name))
     if route is None:
         yield Finding(step, "unknown", f"the kernel was not asked for a route to {destination}")

@@ -331,6 +331,13 @@ def test_no_querier_within_seconds_says_little() -> None:
     assert found(walk(daemon_with(RULE), host=forced), "querier").verdict == "unknown"
 
 
+def test_an_output_to_this_host_itself() -> None:
+    own = HOST.links["out0"].addresses[0].ip
+    for name, verdict in (("out0", "ok"), ("in0", "bad")):
+        route = found(walk(daemon_with(facts_of(INPUT, f"{own}:6000%{name}"))), "output 1 route")
+        assert (route.verdict, "this host's own" in route.fact) == (verdict, True)
+
+
 def test_what_is_proposed_can_be_pasted() -> None:
     near = facts_of(INPUT, "239.2.2.2:6000%out0,ttl=3,paused")
     for asked, proposed in (
