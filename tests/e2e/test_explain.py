@@ -22,7 +22,7 @@ from lab.topology import RelayLine
 
 GROUP = "239.1.1.1:5000"
 INPUT = f"{GROUP}%in0"
-SECONDS = ("--seconds", "0.5")
+SECONDS = ("--seconds", "1")
 WITHOUT_NET_RAW = ("setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw")
 
 
