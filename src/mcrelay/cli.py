@@ -131,11 +131,12 @@ def add(input: str, outputs: tuple[str, ...], name: str | None, as_json: bool, p
     """
     with Client(path) as client:
         added = client.add(input, outputs, name)
-    if as_json:
-        print_json(added)
-    else:
+        if as_json:
+            print_json(added)
+            return
         state = _state(added.rule) or f"active on {count_of(added.workers, 'worker')}"
         click.echo(f"{added.rule.name or added.rule.id}: {state}")
+        cli_diagnose.remark_on_routes(added.rule, client)
 
 
 @cli.command()

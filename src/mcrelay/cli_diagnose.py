@@ -8,6 +8,7 @@ Exit codes: 0 if all holds, 1 if something is wrong, and those of errors.py if t
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import textwrap
@@ -21,11 +22,14 @@ from mcrelay.cli_print import print_json, print_line
 from mcrelay.places import SYSTEM_SOCKET, find_socket
 
 if TYPE_CHECKING:
+    from mcrelay.api import RuleFacts
+    from mcrelay.client import Client
     from mcrelay.facts import Diagnosis, Finding, Verdict
 
 DEFAULT_SECONDS: Final = 3.0
 WRONG: Final = 1  # the exit code
 STEP_WIDTH: Final = 20
+TO_MANY: Final = re.compile(r"=:|22[4-9]\.|23[0-9]\.|\[ff|255\.255\.255\.255:")  # outputs that need no route
 LABELS: Final[dict[Verdict, str]] = {"ok": "ok", "bad": "BAD", "unknown": "?", "note": "note"}
 COLOURS: Final[dict[Verdict, str]] = {"ok": "green", "bad": "red", "unknown": "yellow", "note": "cyan"}
 
@@ -92,6 +96,17 @@ def doctor(seconds: float, as_json: bool, path: str) -> None:
 
     _announce(f"looking at counters for {seconds:g} s", as_json)
     _show(inquiry.at_large(seconds, path), seconds, as_json=as_json)
+
+
+def remark_on_routes(rule: RuleFacts, client: Client) -> None:
+    """Say at once, of a rule that was added, what nobody would notice: copies to a host that has no route."""
+    if all(TO_MANY.match(output) for output in rule.outputs):
+        return
+    from mcrelay import inquiry
+
+    for finding in inquiry.of_routes(rule, client):
+        mending = f"; {finding.remedy}" if finding.remedy else ""
+        print_line(f"mcrelay: note: {finding.step}: {finding.fact}{mending}", err=True)
 
 
 # --- printing ---------------------------------------------------------------------------------------------------------

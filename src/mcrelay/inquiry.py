@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from mcrelay import doctor, explain
+from mcrelay import departure, doctor, explain
+from mcrelay.api import RuleFacts
 from mcrelay.client import DEFAULT_SOCKET, Client
-from mcrelay.departure import wanted_routes
 from mcrelay.errors import Error, NotPermitted, UsageError
-from mcrelay.facts import Case, Daemon, Finding, Host, is_too_wide
-from mcrelay.nearness import choose
+from mcrelay.facts import Case, Daemon, Finding, Host, Sightings, is_too_wide
+from mcrelay.nearness import Candidate, Choice, choose, parsed
 from mcrelay.net.survey import in_our_network, lockable_memory, survey, with_routes
 from mcrelay.net.watch import watch
 from mcrelay.rules import Input
@@ -42,7 +42,7 @@ def about(given: Input, seconds: float, path: str) -> list[Finding]:
     choice = choose(given, daemon.rules)
     if choice.taking is not None:
         names = [output.interface for output in choice.taking.rule.outputs]
-        host = with_routes(survey(names), wanted_routes(choice.taking))
+        host = with_routes(survey(names), departure.wanted_routes(choice.taking))
     findings = explain.explain(Case(given, choice, host, earlier, daemon, seen))
     return [_at(path, finding) for finding in findings]
 
@@ -54,6 +54,21 @@ def at_large(seconds: float, path: str) -> list[Finding]:
     host = with_routes(survey(earlier.links), doctor.wanted_routes(daemon.rules))
     findings = doctor.examine(doctor.Patient(host, earlier, daemon, seconds))
     return [_at(path, finding) for finding in findings]
+
+
+def of_routes(facts: RuleFacts, client: Client) -> list[Finding]:
+    """What is wrong with the routes of a rule's outputs. Nothing where that cannot be told from here."""
+    rule = parsed(facts)
+    if rule is None:
+        return []
+    supervisor = next((process.pid for process in client.workers() if process.role == "supervisor"), None)
+    if supervisor is None or not in_our_network(supervisor):
+        return []
+    taking = Candidate(facts, rule, ())
+    host = with_routes(survey([output.interface for output in rule.outputs]), departure.wanted_routes(taking))
+    case = Case(rule.input, Choice(taking), host, host, Daemon(""), Sightings(0.0))
+    found = departure.outputs(case, taking)
+    return [finding for finding in found if finding.verdict == "bad" and finding.step.endswith(" route")]
 
 
 def parse(text: str, source: str | None) -> Input:

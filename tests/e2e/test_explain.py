@@ -18,7 +18,7 @@ from typing import Any
 from lab.daemon import Daemon
 from lab.namespaces import wait_until
 from lab.program import PROGRAM
-from lab.topology import RelayLine
+from lab.topology import INGRESS_ADDRESS, RelayLine
 
 GROUP = "239.1.1.1:5000"
 INPUT = f"{GROUP}%in0"
@@ -112,6 +112,22 @@ def test_an_output_to_nobody_and_one_whose_ttl_does_not_suffice_are_found(line: 
         assert set(wrong(diagnose(line, daemon.socket, "doctor"))) == {"outputs"}
     finally:
         line.relay.ip("route", "del", "192.0.2.128/25")
+
+
+def test_a_host_without_a_route_is_remarked_on_when_its_rule_is_added(line: RelayLine, daemon: Daemon) -> None:
+    def said(*rule: str) -> str:
+        done = line.relay.run(PROGRAM, "add", *rule, "--name", "feed", "--socket", daemon.socket)
+        daemon.run("remove", "feed")
+        assert done.stdout.startswith("feed: active")
+        return done.stderr
+
+    nowhere = said("239.1.1.7:5000%in0", "203.0.113.77:6000%out0,source=keep", "239.2.2.7:6000%out0")
+    assert nowhere.startswith("mcrelay: note: output 1 route: no route to 203.0.113.77 by way of out0")
+    assert nowhere.count("\n") == 1
+    own = said("239.1.1.7:5000%in0", f"{INGRESS_ADDRESS}:6000%out0")
+    assert own.startswith(f"mcrelay: note: output 1 route: {INGRESS_ADDRESS} is this host's own, of in0")
+    assert said("239.1.1.7:5000%in0", f"{line.egresses[0].receiver_address}:6000%out0,source=keep") == ""
+    assert said("239.1.1.7:5000%in0", "239.2.2.7:6000%out0", "=:6000%out0", "255.255.255.255:6000%out0") == ""
 
 
 def test_without_a_daemon_a_group_is_joined_to_be_seen(line: RelayLine) -> None:
