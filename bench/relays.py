@@ -6,6 +6,7 @@ that touches packets. Knows nothing of traffic or measurements.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import tempfile
@@ -183,7 +184,7 @@ class McrelayReference(Mcrelay):
 
 
 class McrelayBefore(Mcrelay):
-    """Another version's program, by --before."""
+    """Another version's program, by --before. It may speak another protocol: its own commands ask its daemon."""
 
     name = "mcrelay-before"
     special = True
@@ -197,8 +198,21 @@ class McrelayBefore(Mcrelay):
         assert self.program
         daemon = Daemon(self.network.relay, "--cores", str(RELAY_CORE), program=[self.program])
         self.daemon = self.stack.enter_context(daemon)
-        self.client = self.stack.enter_context(daemon.client())
         self.apply(self.rules)
+
+    def apply(self, rules: Sequence[Rule]) -> None:
+        for rule in rules:
+            given, outputs = self._text(rule)
+            self._ask("add", given, *outputs, "--name", rule.group)
+
+    def pids(self) -> dict[str, int]:
+        processes = json.loads(self._ask("workers", "--json"))["processes"]
+        return {f"{one['role']}/{one['index']}": one["pid"] for one in processes if one["pid"] is not None}
+
+    def _ask(self, *arguments: str) -> str:
+        assert self.program
+        command = [self.program, *arguments, "--socket", self.daemon.socket]
+        return subprocess.run(command, capture_output=True, text=True, timeout=READY_S, check=True).stdout
 
 
 class McrelaySourceKept(Mcrelay):
