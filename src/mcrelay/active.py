@@ -24,7 +24,7 @@ from mcrelay.children import Child
 from mcrelay.codec import in_frames
 from mcrelay.counters import Page
 from mcrelay.cycles import Cycle, look_for_cycle
-from mcrelay.errors import Busy, RuleError
+from mcrelay.errors import Busy, Conflict, RuleError
 from mcrelay.handover import Heritage
 from mcrelay.links import Links
 from mcrelay.messages import (
@@ -265,12 +265,14 @@ class ActiveRules:
     async def _end_cycles(self) -> None:
         """Pause rules that feed themselves since devices are connected otherwise. Busy if that cannot be now."""
         while cycle := await self._find_cycle():
-            record = self._active[cycle.rule.id].record
-            paused = cycle.rule.with_paused(None, paused=True)
+            record, generation = self._active[cycle.rule.id].record, self.generation
+            outputs = cycle.rule.with_paused(None, paused=True).outputs
             try:
-                await self.apply([replace(record, outputs=tuple(map(str, paused.outputs)))], [cycle.rule.id])
-            except RuleError:
-                continue  # somebody has removed it
+                await self.apply(
+                    [replace(record, outputs=tuple(map(str, outputs)))], [cycle.rule.id], expect=generation
+                )
+            except Conflict:
+                continue  # look at what it is now
             log.error(
                 "rule %s (%s) is paused, since it feeds itself now: %s", cycle.rule.label, record.input, cycle.message
             )

@@ -571,6 +571,8 @@ class Supervisor:
 
     def _changed(self, added: list[RuleRecord], removed: Sequence[str]) -> None:
         self._state.note(self._active.generation, self._active.records())
+        if added or removed:
+            self._spawn_task(self._state.save(self._active.generation))  # also of a change that nobody has asked for
         self._report.changed()
         self._record(added, removed)
 
