@@ -12,7 +12,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Container, Iterable
-from typing import Any, Final
+from typing import Final
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
@@ -59,14 +59,8 @@ def _edit(content: bytes, change: Difference, *, add: bool) -> bytes:
             _set_name(table, after)
             if set(before.outputs) != set(after.outputs):
                 _set_outputs(table, after)
-    if add:
-        for rule in change.added:
-            table = tomlkit.table()
-            _set_name(table, rule)
-            table["input"] = str(rule.input)
-            _set_outputs(table, rule)
-            _append(document, table)
-    return tomlkit.dumps(document).encode()
+    text = tomlkit.dumps(document)
+    return (_with(change.added, text) if add else text).encode()
 
 
 def _without(gone: Container[str], content: bytes) -> str:
@@ -91,11 +85,25 @@ def _id(table: Table) -> str:
     return Rule(parse_input(str(table["input"])), ()).id
 
 
-def _append(document: tomlkit.TOMLDocument, table: Table) -> None:
-    if "rule" not in document:
-        document["rule"] = tomlkit.aot()
-    rules: Any = document["rule"]
-    rules.append(table)
+def _with(added: Iterable[Rule], text: str) -> str:
+    """The text with tables for these rules behind those that it has, or at its end, an empty line before each."""
+    lines = text.split("\n")
+    end = "\r" if lines[0].endswith("\r") else ""
+    tables = rule_tables(text.encode())
+    at = tables[-1].stop - 1 if tables else len(text.rstrip().split("\n")) if text.strip() else 0
+    new: list[str] = []
+    for rule in added:
+        table = tomlkit.table()
+        _set_name(table, rule)
+        table["input"] = str(rule.input)
+        _set_outputs(table, rule)
+        new += ["", "[[rule]]", *table.as_string().rstrip("\n").split("\n")]
+    if not new:
+        return text
+    behind = lines[at:] if any(line.strip() for line in lines[at:]) else [""]
+    if behind[0].strip():
+        new.append("")
+    return "\n".join([*lines[:at], *(line + end for line in new[0 if at else 1 :]), *behind])
 
 
 def _set_name(table: Table, rule: Rule) -> None:

@@ -66,12 +66,21 @@ def test_a_rule_goes_and_comments_around_it_stay(file: Path) -> None:
 
 
 def test_a_rule_comes_behind_the_others(file: Path) -> None:
-    text = saved(file, ONE, TWO, NEW)
-    assert text.startswith(TEXT[: TEXT.index("[log]")].rstrip())
-    assert (
-        'input = "239.1.1.3:5000%eth0"\noutput = [\n    "239.2.2.3:6000%eth1",\n    "239.2.2.4:6000%eth1",\n]\n' in text
+    new = (
+        '[[rule]]\ninput = "239.1.1.3:5000%eth0"\n'
+        'output = [\n    "239.2.2.3:6000%eth1",\n    "239.2.2.4:6000%eth1",\n]\n'
     )
-    assert '[log]\nlevel = "info"\n' in text
+    assert saved(file, ONE, TWO, NEW) == TEXT.replace("[log]", f"{new}\n[log]")
+    for before, behind in (
+        (TEXT.replace("\n[log]", "[log]"), TEXT.replace("[log]", f"{new}\n[log]")),
+        (TEXT[: TEXT.index("\n[log]")], TEXT[: TEXT.index("[log]")] + new),
+        (TEXT[: TEXT.index("\n[log]") - 1], TEXT[: TEXT.index("[log]")] + new),
+        (TEXT[: TEXT.index("[log]")] + "# The end.\n", TEXT.replace('[log]\nlevel = "info"\n', f"{new}\n# The end.\n")),
+        (TEXT.replace("\n", "\r\n"), TEXT.replace("[log]", f"{new}\n[log]").replace("\n", "\r\n")),
+    ):
+        file.write_bytes(before.encode())
+        saved(file, ONE, TWO, NEW)
+        assert file.read_bytes().decode() == behind
 
 
 def test_a_rule_changes_in_its_place(file: Path) -> None:
