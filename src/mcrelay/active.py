@@ -24,7 +24,7 @@ from mcrelay.children import Child
 from mcrelay.codec import in_frames
 from mcrelay.counters import Page
 from mcrelay.cycles import Cycle, look_for_cycle
-from mcrelay.errors import Busy, Conflict, RuleError
+from mcrelay.errors import Busy, RuleError
 from mcrelay.handover import Heritage
 from mcrelay.links import Links
 from mcrelay.messages import (
@@ -41,7 +41,7 @@ from mcrelay.messages import (
 )
 from mcrelay.net.attachments import Retired
 from mcrelay.net.tap_sockets import open_tap
-from mcrelay.rules import Rule, RuleSet, Target, check_generation
+from mcrelay.rules import Output, Rule, RuleSet, Target, check_generation, is_group
 from mcrelay.ruletext import parse_rule
 from mcrelay.turns import in_turns
 
@@ -84,6 +84,7 @@ class ActiveRules:
         self._rule_counters: set[int] = set()  # that active rules use
         self._output_counters: set[int] = set()
         self._of_worker: list[dict[str, Active]] = [{} for _ in range(self._workers)]
+        self._extract: object = None  # of the devices, as rules were last looked at for cycles
         self._is_over = False  # a successor has it all
         self._became_ready = asyncio.Condition()
         self.generation = 0
@@ -259,32 +260,48 @@ class ActiveRules:
             yield from added.fed_by(target)
             yield from (rule for rule in self._rules.fed_by(target) if rule.id not in going)
 
-        async for _step in in_turns(look_for_cycle(added, find, self._links.heard())):
+        async for _step in in_turns(look_for_cycle(added, find, self._links.hearing().of)):
             pass
 
     async def _end_cycles(self) -> None:
-        """Pause rules that feed themselves since devices are connected otherwise. Busy if that cannot be now."""
+        """Pause outputs by which rules feed themselves since devices are connected otherwise. In a turn of the
+        caller's."""
+        sent = ((rule.address_of(output), output.interface) for rule in self._rules for output in rule.outputs)
+        hosts = ((str(address), name) for address, name in sent if not is_group(address))
+        extract = self._links.hearing().extract(self._links.slots(), hosts)
+        if extract == self._extract:
+            return
         while cycle := await self._find_cycle():
-            record, generation = self._active[cycle.rule.id].record, self.generation
-            outputs = cycle.rule.with_paused(None, paused=True).outputs
-            try:
-                await self.apply(
-                    [replace(record, outputs=tuple(map(str, outputs)))], [cycle.rule.id], expect=generation
-                )
-            except Conflict:
-                continue  # look at what it is now
+            await self._pause(self._active[cycle.rule.id], cycle.output)
             log.error(
-                "rule %s (%s) is paused, since it feeds itself now: %s", cycle.rule.label, record.input, cycle.message
+                "%s of rule %s is paused, since it feeds itself now: %s", cycle.output, cycle.rule.label, cycle.message
             )
+        self._extract = extract
 
     async def _find_cycle(self) -> Cycle | None:
-        async with self._change():
-            try:
-                async for _step in in_turns(look_for_cycle(self._rules, self._rules.fed_by, self._links.heard())):
-                    pass
-            except Cycle as cycle:
-                return cycle
+        try:
+            async for _step in in_turns(look_for_cycle(self._rules, self._rules.fed_by, self._links.hearing().of)):
+                pass
+        except Cycle as cycle:
+            return cycle
         return None
+
+    async def _pause(self, active: Active, output: Output) -> None:
+        """In the rule's place, whatever workers say: one that does not follow is ended, and its next life does. Nothing
+        else changes, since the rule needs and takes what it did."""
+        rule = active.rule.with_paused(str(active.rule.outputs.index(output) + 1), paused=True)
+        paused = Active(rule, replace(active.record, outputs=tuple(map(str, rule.outputs))))
+        for index in rule.owners(self._workers):
+            child, life = self._data[index], self._data[index].restarts
+            if child.state == "ready":
+                try:
+                    await self._give_change(child, [paused], [active])
+                except Busy as error:
+                    log.warning("a worker cannot be told to pause an output: %s", error)
+                    child.kill_life(life)
+        self._note(paused)
+        self.generation += 1
+        self._on_change([paused.record], [rule.id])
 
     async def _wait_for_owners(self, rules: Iterable[Rule]) -> None:
         """Workers that must know a change have to be alive for it: give one that is being restarted some time."""

@@ -13,7 +13,7 @@ and to who feeds whom among them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Final
 
 from mcrelay.errors import RuleError
@@ -27,11 +27,15 @@ Feed = tuple[Rule, Output, Rule, bool]  # who feeds, by what, whom, and whether 
 
 
 class Cycle(RuleError):
-    """`rule` is part of one."""
+    """A circle of feeds, of which one of the added rules is part. Without the first of them, that makes it one, it is
+    none: `rule` and `output` are who feeds there, and by what."""
 
-    def __init__(self, rule: Rule, spelled: str) -> None:
-        super().__init__(f"rule {rule.label} closes a cycle: {spelled}", "send to another group, port or interface")
-        self.rule = rule
+    def __init__(self, feeds: list[Feed], added: Container[str]) -> None:
+        closing = next((feed[0] for feed in feeds if feed[0].id in added), feeds[0][0])
+        super().__init__(
+            f"rule {closing.label} closes a cycle: {_spell(feeds)}", "send to another group, port or interface"
+        )
+        self.rule, self.output, *_others = feeds[0]
 
 
 def check_no_cycle(added: Iterable[Rule], find: Find, heard: Heard) -> None:
@@ -45,7 +49,9 @@ def look_for_cycle(added: Iterable[Rule], find: Find, heard: Heard) -> Iterator[
     component: dict[str, int] = {}  # by rule id: rules that feed each other have the same
     reached: dict[str, Rule] = {}  # those that feed any
     culprits: dict[int, Rule] = {}  # an added rule for each component that has one
+    ids: set[str] = set()
     for rule in added:
+        ids.add(rule.id)
         if rule.id not in component:
             yield from _find_components(rule, component, reached, find, heard)
         culprits.setdefault(component[rule.id], rule)
@@ -56,8 +62,8 @@ def look_for_cycle(added: Iterable[Rule], find: Find, heard: Heard) -> Iterator[
             if feed is None:
                 continue
             _rule, _output, fed, counts = feed
-            if counts and component[fed.id] == component[rule.id] and (culprit := culprits.get(component[rule.id])):
-                raise Cycle(culprit, _spell(_cycle_by(feed, component, find, heard)))
+            if counts and component[fed.id] == component[rule.id] and component[rule.id] in culprits:
+                raise Cycle(_cycle_by(feed, component, find, heard), ids)
 
 
 def _feeds(rule: Rule, find: Find, heard: Heard) -> Iterator[Feed | None]:

@@ -21,7 +21,6 @@ from typing import Final, Literal
 
 from mcrelay.children import Child
 from mcrelay.counters import Page
-from mcrelay.cycles import Heard
 from mcrelay.errors import Busy, Error, SystemRefusal
 from mcrelay.handover import Heritage
 from mcrelay.limits import RingGeometry, ring_geometry
@@ -47,8 +46,8 @@ LOOK_AGAIN_S: Final = 10.0  # after a group could not be joined or a port taken:
 
 class Links:
     """`data`: the data plane workers. Counters of a slot that gets another interface are cleared in all `pages`.
-    `on_change` is called when a problem came or went, in a turn of its own; `before_use` when devices are connected
-    otherwise than before, before rules use them."""
+    `on_change` is called when a problem came or went, in a turn of its own; `before_use` when devices may be
+    connected otherwise than before, and before rules use what is new."""
 
     def __init__(
         self,
@@ -72,7 +71,6 @@ class Links:
         self._ring_memories = ring_memories  # of single interfaces
         self._on_change = on_change
         self._before_use = before_use
-        self._arrangement: object = None  # of devices and addresses, as `before_use` has seen it
         self._attachments = Attachments(len(data), rootless=rootless)
         self._loans = Loans(data, self._attachments)
         self._patterns = PatternLinks(self._attachments, self._loans.ready_workers)
@@ -147,9 +145,9 @@ class Links:
         self._told = self.records()
         return self._told
 
-    def heard(self) -> Heard:
+    def hearing(self) -> Hearing:
         """Where this host hears what it sends, as its interfaces are now."""
-        return Hearing(self._interfaces.present().values(), self._interfaces.addresses()).of
+        return Hearing(self._interfaces.present().values(), self._interfaces.addresses())
 
     def _is_open(self, need: Need) -> bool:
         name, direction = need
@@ -355,11 +353,11 @@ class Links:
         while True:
             await self._moved.wait()
             self._moved.clear()
-            await self._look_at_arrangement()
             async with self._changing:
                 if self._is_held or self._is_over:
                     continue
                 try:
+                    await self._before_use()
                     await self._settle()
                 except Exception:  # whatever it is, the next notification finds us here
                     log.exception("cannot follow the interfaces")
@@ -368,28 +366,6 @@ class Links:
                 await self.replenish()  # what was opened may have come from the stock
             except Exception:
                 log.exception("cannot prepare sockets for the next interface")
-
-    async def _look_at_arrangement(self) -> None:
-        arrangement = self._arranged()
-        if arrangement == self._arrangement or self._is_held or self._is_over:
-            return
-        try:
-            await self._before_use()
-        except Busy:
-            self._again()
-        except Exception:
-            log.exception("cannot look for rules that feed themselves")
-            self._again()
-        else:
-            self._arrangement = arrangement
-
-    def _arranged(self) -> object:
-        """All that heard() depends on."""
-        links = {
-            (i.name, i.index, i.is_loopback, i.kind, i.peer, i.lower, i.master, i.vlan)
-            for i in self._interfaces.present().values()
-        }
-        return links, self._interfaces.addresses()
 
     def _again(self) -> None:
         asyncio.get_running_loop().call_later(AGAIN_S, self._moved.set)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcrelay.cycles import Heard, check_no_cycle, look_for_cycle
+from mcrelay.cycles import Cycle, Heard, check_no_cycle, look_for_cycle
 from mcrelay.errors import RuleError
 from mcrelay.rules import Rule, RuleSet, Target
 from mcrelay.ruletext import parse_rule
@@ -269,3 +269,30 @@ def reaches(start: int, end: int, edges: list[tuple[int, int, bool]]) -> bool:
                 seen.add(target)
                 left.append(target)
     return end in seen
+
+
+def test_the_one_to_blame_is_part_of_the_circle() -> None:
+    """Of rules that relay both ways, which is none, and one that closes a circle with one of them."""
+    texts = [
+        ("239.1.1.1:5000%a", "=:=%b"),
+        ("239.1.1.1:5000%b", "=:=%a"),
+        ("239.1.1.1:5000%c", "239.1.1.1:5001%d"),
+        ("239.1.1.1:5001%d", "239.1.1.1:5000%c"),
+    ]
+    made = [parse_rule(given, [output], f"r{number}") for number, (given, output) in enumerate(texts)]
+    find = RuleSet.of(made).fed_by
+    with pytest.raises(Cycle) as found:
+        check_no_cycle(made, find, NOTHING)
+    assert found.value.rule.name in ("r2", "r3")
+    assert f"rule {found.value.rule.name} closes" in found.value.message
+    with_another = [*made[:2], parse_rule("239.1.1.1:5000%c", ["239.1.1.1:5000%b", "239.9.9.9:5000%b"], "r2")]
+    joined = [*with_another[:1], parse_rule("239.1.1.1:5000%b", ["=:=%a", "239.1.1.1:5000%c"], "r1"), with_another[2]]
+    check_no_cycle(joined, RuleSet.of(joined).fed_by, NOTHING)  # address and port unchanged all the way
+
+
+def test_a_paused_output_feeds_nobody() -> None:
+    made = [
+        parse_rule("239.1.1.1:5000%c", ["239.1.1.1:5001%d,paused"], "r2"),
+        parse_rule("239.1.1.1:5001%d", ["239.1.1.1:5000%c"], "r3"),
+    ]
+    check_no_cycle(made, RuleSet.of(made).fed_by, NOTHING)

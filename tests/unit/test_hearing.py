@@ -77,3 +77,21 @@ def test_a_circle_of_devices_is_gone_through_once() -> None:
     target = Target(ip_address("239.1.1.1"), 32, 5000, "br0")
     ends = Hearing([BRIDGE, other, a0, a1, b0, b1, tagging], {}).of(target)
     assert {("br1", None), ("br0", 9), ("br1", 9)} <= {(end.interface, end.vlan) for end in ends}
+
+
+def test_two_ends_hear_each_other_whoever_knows() -> None:
+    """Of two that come one after the other, the first does not know the second."""
+    first, second = interface("v8", 80, kind="veth"), interface("v9", 81, kind="veth", peer=80)
+    for name, heard in (("v8", "v9"), ("v9", "v8")):
+        (end,) = Hearing([first, second], {}).of(Target(ip_address("239.1.1.1"), 32, 5000, name))
+        assert end.interface == heard
+
+
+def test_an_extract_is_another_where_what_is_heard_is() -> None:
+    def extract(interfaces: list[Interface], own: dict[int, set[str]]) -> object:
+        return Hearing(interfaces, own).extract(["v0", "eth0"], [("192.0.2.1", "eth0")])
+
+    usual = extract([LO, ETH0, V0], {})
+    assert usual == extract([LO, ETH0, V0], {ETH0.index: {"192.0.2.9"}, V0.index: {"192.0.2.1"}})
+    assert usual != extract([LO, ETH0, V0, V1], {})
+    assert usual != extract([LO, ETH0, V0], {ETH0.index: {"192.0.2.1"}})

@@ -44,7 +44,13 @@ class Hearing:
         self._loopbacks = [i.name for i in self._by_index.values() if i.is_loopback]
         self._ports: dict[int, list[int]] = defaultdict(list)  # by master
         self._uppers: dict[int, list[int]] = defaultdict(list)  # by lower device
+        self._peers: dict[
+            int, int
+        ] = {}  # of two ends that come one after the other, the first does not know the second
         for interface in self._by_index.values():
+            if interface.peer:
+                self._peers[interface.index] = interface.peer
+                self._peers.setdefault(interface.peer, interface.index)
             if interface.master:
                 self._ports[interface.master].append(interface.index)
             if interface.lower:
@@ -55,9 +61,18 @@ class Hearing:
         """What is sent there, as this host hears it."""
         if not is_group(target.address) and self._is_local(str(target.address), target.interface):
             return [target._replace(interface=name) for name in self._loopbacks]
-        if target.interface not in self._ends:
-            self._ends[target.interface] = self._find_ends(target.interface)
-        return [target._replace(interface=name, vlan=vlan) for name, vlan in self._ends[target.interface]]
+        return [target._replace(interface=name, vlan=vlan) for name, vlan in self._ends_of(target.interface)]
+
+    def extract(self, names: Iterable[str], hosts: Iterable[tuple[str, str]]) -> object:
+        """All that of() depends on for what is sent by these interfaces, and to these hosts' addresses, each by an
+        interface: it is another if of() is."""
+        ends = {name: tuple(self._ends_of(name)) for name in names}
+        return ends, {(address, name) for address, name in hosts if self._is_local(address, name)}
+
+    def _ends_of(self, name: str) -> list[tuple[str, int | None]]:
+        if name not in self._ends:
+            self._ends[name] = self._find_ends(name)
+        return self._ends[name]
 
     def _is_local(self, address: str, name: str) -> bool:
         interface = self._by_name.get(name)
@@ -87,8 +102,8 @@ class Hearing:
         index, _leaves, tags = frame
         if interface.is_loopback:
             yield _Frame(index, False, tags)
-        if interface.peer:
-            yield _Frame(interface.peer, False, tags)
+        if peer := self._peers.get(index):
+            yield _Frame(peer, False, tags)
         if interface.lower:
             yield _Frame(interface.lower, True, (interface.vlan, *tags) if interface.kind == "vlan" else tags)
             if interface.kind != "vlan":
