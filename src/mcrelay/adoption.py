@@ -41,7 +41,7 @@ class Running(Protocol):
 
 
 class Adoption:
-    """`started`: what the file said when the daemon started. `on_events` gets those settings when they are read."""
+    """`started`: what of the file is in force already. `on_events` gets those settings when they are read."""
 
     def __init__(
         self, file: str | None, started: Settings, running: Running, on_events: Callable[[EventsSection], None]
@@ -56,12 +56,8 @@ class Adoption:
     @property
     def settings(self) -> Settings:
         """In force."""
-        return replace(self._started, log=self._log, events=self._events)
-
-    def learn(self, settings: Settings) -> None:
-        """What a former life of the control plane has adopted."""
-        self._take_events(settings.events)
-        self._log = settings.log
+        log_of_file = replace(self._log, format=self._started.log.format)
+        return replace(self._started, log=log_of_file, events=self._events)
 
     async def adopt(self, configuration: Configuration, *, piecemeal: bool) -> None:
         """All of it or, if the rules cannot be had, nothing and their Error; `piecemeal` without those that cannot, so

@@ -72,7 +72,7 @@ class Child:
         self._pidfd = -1
         self._channels: dict[ChannelName, Channel] = {}
         self._malformed = 0  # of former lives
-        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._waiting: dict[int, asyncio.Future[Acknowledge]] = {}
         self._last_ticket = 0
         self._started = 0.0
         self._deaths = 0.0  # that are not forgiven
@@ -217,7 +217,7 @@ class Child:
                 if future is None or future.done():
                     log.warning("%s acknowledges %d, which nobody waits for", self.name, message.ticket)
                 elif message.error is None:
-                    future.set_result(None)
+                    future.set_result(message)
                 elif self.role == "data":
                     future.set_exception(Busy(f"{self.name} cannot do it: {message.error}", "try again"))
                 else:
@@ -249,13 +249,13 @@ class Child:
 
     async def command(
         self, ticket: int, *parts: tuple[Message, Sequence[int]], patience_s: float = 0.0, give: bool = False
-    ) -> None:
+    ) -> Acknowledge:
         """Send a command, which may take several messages, and wait until the worker acknowledges its ticket. The
         Error of a refusal, which a data plane's is Busy; Busy if it dies. A worker that does not answer in time is
         ended, and its next life starts right. Descriptors are borrowed, or with `give` closed in any case."""
         channel = self._channels.get("command_sock" if self.role == "data" else "request_sock")
         unsent = deque(parts)
-        future = self._loop.create_future()
+        future: asyncio.Future[Acknowledge] = self._loop.create_future()
         try:
             if channel is None:
                 raise ConnectionError
@@ -265,7 +265,7 @@ class Child:
             while unsent:
                 channel.send(*unsent.popleft(), give=give)
             async with asyncio.timeout(ACKNOWLEDGE_S + patience_s):
-                await future
+                return await future
         except TimeoutError:
             log.error("%s did not answer within %.1f s: restarting it", self.name, ACKNOWLEDGE_S + patience_s)
             self.kill()

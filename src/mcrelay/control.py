@@ -263,17 +263,14 @@ class ControlPlane:
             async for _step in in_turns(reading.steps()):
                 pass
             await self._wait_recorded(message.generation)
-            if message.occasion == "successor":
-                self._adoption.learn(reading.result().settings)
-            else:
-                await self._adoption.adopt(reading.result(), piecemeal=message.occasion == "start")
+            await self._adoption.adopt(reading.result(), piecemeal=message.occasion == "start")
         except Error as error:
             refusal = error
         except Exception as error:  # our mistake, for which the supervisor shall not wait
             log.exception("cannot take up the configuration")
             refusal = Error(f"unexpected: {error!r}", "the daemon's log says more")
         if refusal is None:
-            self._requests.send(Acknowledge(ticket=message.ticket))
+            self._requests.send(Acknowledge(ticket=message.ticket, settings=self._adoption.settings))
             return
         why, hint = refusal.message[:ERROR_MAX], refusal.hint[:ERROR_MAX]
         self._requests.send(Acknowledge(ticket=message.ticket, error=why, hint=hint, code=refusal.code))

@@ -29,7 +29,7 @@ from mcrelay.limits import (
     TAP_BYTES_MAX,
     WORKERS_MAX,
 )
-from mcrelay.settings import LogFormat, LogLevel, Settings
+from mcrelay.settings import LogFormat, LogLevel, LogSection, Settings
 from mcrelay.ways import Direction
 
 ChannelName = Literal["supervisor_sock", "request_sock", "command_sock", "client", "handover_sock"]
@@ -48,7 +48,7 @@ Port = Annotated[int, msgspec.Meta(ge=1, lt=2**17)]  # of rootless mode: a port,
 Positive = Annotated[int, msgspec.Meta(ge=0)]
 PacketCount = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 SnapLength = Annotated[int, msgspec.Meta(ge=0, le=TAP_BYTES_MAX)]  # bytes of a packet
-Occasion = Literal["start", "reload", "successor"]  # for reading the configuration
+Occasion = Literal["start", "reload"]  # for reading the configuration
 NewLevel = Literal[LogLevel, "default"]  # of a component: "default" takes its own away
 UNJOINED_MAX: Final = 100  # groups, of all interfaces, that are told; a log line has how many there are
 
@@ -134,7 +134,7 @@ class Start(Message, frozen=True):
     busy_poll: bool
     version: str
     logs: LogSettings
-    config: LongText | None = None  # of the control plane: the file, and what it said when the daemon started
+    config: LongText | None = None  # of the control plane: the file, and what of its settings is in force
     settings: Settings = Settings()
 
     def descriptors(self) -> int:
@@ -200,12 +200,14 @@ class Failed(Message, frozen=True):
 
 
 class Acknowledge(Message, frozen=True):
-    """A worker has done the command with this ticket, or has refused it."""
+    """A worker has done the command with this ticket, or has refused it. Of Configure: the settings that are in force
+    by then."""
 
     ticket: Id
     error: LongText | None = None
     hint: LongText = ""
     code: Text = "busy"
+    settings: Settings | None = None
 
 
 class ApplyRules(Message, frozen=True):
@@ -298,8 +300,8 @@ class Refused(Message, frozen=True):
 
 class Configure(Message, frozen=True):
     """Read these files, which come with the message, and have their rules and settings: at the start of a daemon all
-    rules that can be, at a reload all or nothing; a control plane whose predecessor has them takes note of the
-    settings. It is meant for the rules of that generation or later ones, whose records come by another channel."""
+    rules that can be, at a reload all or nothing. It is meant for the rules of that generation or later ones, whose
+    records come by another channel."""
 
     ticket: Id
     generation: Id
@@ -448,6 +450,7 @@ class Inherit(Message, frozen=True):
     counters_size: Positive  # bytes of a page
     rootless: bool = False
     levels: Levels | None = None
+    log: LogSection | None = None  # what the file said of them, as it was read last
 
     def descriptors(self) -> int:
         return 1 + self.workers

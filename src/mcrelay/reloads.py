@@ -13,20 +13,26 @@ from typing import Final
 
 from mcrelay.children import Child
 from mcrelay.config_files import open_files
-from mcrelay.errors import Error
+from mcrelay.errors import Busy, Error
 from mcrelay.messages import Configure, Occasion
+from mcrelay.options import Options
 from mcrelay.report import Report
 
 log = logging.getLogger(__name__)
 
-CONFIGURE_S: Final = 60.0  # to read and apply files of thousands of rules, some of which cannot be
+CONFIGURE_S: Final = 60.0  # to read and apply files of thousands of rules
+START_S: Final = 600.0  # the same where each of them cannot be, which is found out by halves
+TRIES: Final = 5
+AGAIN_S: Final = 1.0
 
 
 class Reloads:
-    """Of the file `config`, if there is one. `generation` is that of the rules that run."""
+    """Of the daemon's file, if it has one; `settings` are those of it that are in force. `generation` is that of the
+    rules that run."""
 
-    def __init__(self, config: str | None, control: Child, report: Report, generation: Callable[[], int]) -> None:
-        self._config = config
+    def __init__(self, options: Options, control: Child, report: Report, generation: Callable[[], int]) -> None:
+        self.settings = options.settings
+        self._config = options.config
         self._control = control
         self._report = report
         self._generation = generation
@@ -43,18 +49,15 @@ class Reloads:
             log.warning("SIGHUP: there is no file to read again; start with --config FILE")
             return
         with self._report.reloading():
-            try:
-                await self._configure(self._config, "reload")
-            except Error as error:
-                log.error("the configuration stays as it is: %s", error)
-
-    async def inform(self) -> None:
-        """A new control plane does not know what the file has come to say."""
-        if self._config is not None:
-            try:
-                await self._configure(self._config, "successor")
-            except Error as error:
-                log.warning("the control plane goes on with the settings of the start: %s", error)
+            for attempt in range(TRIES):
+                try:
+                    await self._configure(self._config, "reload")
+                except Error as error:
+                    if error.code == Busy.code and attempt < TRIES - 1:
+                        await asyncio.sleep(AGAIN_S)  # the control plane is being restarted, or others change rules
+                        continue
+                    log.error("the configuration stays as it is: %s", error)
+                return
 
     async def _configure(self, config: str, occasion: Occasion) -> None:
         async with self._turn:
@@ -67,4 +70,6 @@ class Reloads:
                 occasion=occasion,
             )
             descriptors = [descriptor for _name, descriptor in opened]
-            await self._control.command(ticket, (message, descriptors), patience_s=CONFIGURE_S, give=True)
+            patience_s = START_S if occasion == "start" else CONFIGURE_S
+            done = await self._control.command(ticket, (message, descriptors), patience_s=patience_s, give=True)
+            self.settings = done.settings or self.settings

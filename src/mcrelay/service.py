@@ -22,6 +22,7 @@ from mcrelay.levels import changed
 from mcrelay.messages import Levels
 from mcrelay.net import plain
 from mcrelay.options import Options
+from mcrelay.settings import LogSection
 from mcrelay.supervisor import Supervisor
 from mcrelay.worker import watch_loop
 
@@ -72,7 +73,7 @@ async def _supervise(options: Options) -> None:
             if predecessor
             else store.take(options.socket, workers, wanted=options.restore, rootless=options.rootless)
         )
-        if predecessor and heritage and heritage.first.levels:
+        if predecessor and heritage and heritage.first.levels and not _has_other_levels(options, heritage.first.log):
             options = _with_levels(options, heritage.first.levels)
         supervisor = Supervisor(options, predecessor, heritage)
         process.keep_needed_capabilities(none=options.rootless)  # the socket is there, wherever its user wanted it
@@ -83,6 +84,12 @@ async def _supervise(options: Options) -> None:
         raise
     finally:
         logs.end()  # the error that ends it comes last
+
+
+def _has_other_levels(options: Options, before: LogSection | None) -> bool:
+    """The file says otherwise than it did when it was read last."""
+    now = options.settings.log
+    return before is not None and (before.level, before.levels) != (now.level, now.levels)
 
 
 def _with_levels(options: Options, inherited: Levels) -> Options:

@@ -111,7 +111,7 @@ class Supervisor:
         )
         self._state = StateFile(options.socket)
         self._report = Report(self._status)
-        self._reloads = Reloads(options.config, self._control, self._report, lambda: self._active.generation)
+        self._reloads = Reloads(options, self._control, self._report, lambda: self._active.generation)
         self._verbosity = Verbosity(options.logs, self._children)
         if heritage:
             self._active.adopt(heritage)
@@ -238,7 +238,7 @@ class Supervisor:
             version=__version__,
             logs=self._verbosity.settings_for(child),
             config=self._options.config if child.role == "control" else None,
-            settings=self._options.settings if child.role == "control" else Settings(),
+            settings=self._reloads.settings if child.role == "control" else Settings(),
         )
         try:
             if child.role == "data":
@@ -321,7 +321,6 @@ class Supervisor:
                 self._record(self._active.records(), (), snapshot=True)
                 if self._settled.is_set():
                     self._doors.open()
-                    self._spawn_task(self._reloads.inform())
             else:
                 try:
                     await self._active.bring_in(child)
@@ -346,7 +345,7 @@ class Supervisor:
             await asyncio.sleep(PROBE_S)
             if child.state == "ready":
                 ticket = child.ticket()
-                with contextlib.suppress(Busy):
+                with contextlib.suppress(Error):
                     # The control plane may be busy with thousands of rules at once.
                     patience_s = 0.0 if child.role == "data" else CONTROL_PATIENCE_S
                     await child.command(ticket, (Probe(ticket=ticket), ()), patience_s=patience_s)
@@ -452,6 +451,7 @@ class Supervisor:
             counters_size=counters.PAGE_SIZE,
             rootless=self._options.rootless,
             levels=self._verbosity.levels,
+            log=self._reloads.settings.log,
         )
         yield first, [self._doors.fileno(), *(page.fd for page in self._pages)]
         yield from self._doors.will()

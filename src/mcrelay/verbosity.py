@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from mcrelay import logs
 from mcrelay.children import Child
-from mcrelay.errors import Busy
+from mcrelay.errors import Error
 from mcrelay.levels import changed
 from mcrelay.messages import ChangeLevels, Levels, LevelsChanged, LogSettings, SetLevels
 
@@ -62,7 +62,7 @@ class Verbosity:
         ticket, life, levels = child.ticket(), child.restarts, self.levels
         try:
             await child.command(ticket, (SetLevels(ticket=ticket, levels=levels), ()), patience_s=PATIENCE_S)
-        except Busy as error:
+        except Error as error:
             log.warning("a worker does not follow a change of log levels: %s", error)
             child.kill_life(life)
             return False

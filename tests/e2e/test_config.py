@@ -143,6 +143,39 @@ def test_a_rule_that_this_host_cannot_have_is_left_out_at_start_and_refused_at_a
     reload(daemon, "nothing to change")
 
 
+def test_what_the_file_says_of_levels_counts_when_it_is_read(line: RelayLine, file: Path) -> None:
+    """And not before, whoever has been replaced in between; an upgrade reads it."""
+    with Daemon(line.relay, "--config", str(file)) as daemon:
+
+        def level() -> str:
+            return str(daemon.json("log")["level"])
+
+        def end_control() -> None:
+            before = daemon.log.count("control is back")
+            os.kill(daemon.pids()["control"], signal.SIGKILL)
+            wait_until(lambda: daemon.log.count("control is back") > before, 20)
+
+        file.write_text('[log]\nlevel = "debug"\nformat = "json"\n[events]\nsilent_s = 3\n' + TEXT)
+        end_control()
+        waiting = daemon.json("diff", check=False)
+        assert (waiting["reload"], waiting["restart"]) == (["log.level", "events.silent_s"], ["log.format"])
+        assert level() == "info"
+        reload(daemon, "nothing to change")
+        wait_until(lambda: level() == "debug", 10)
+        end_control()
+        waiting = daemon.json("diff", check=False)
+        assert (waiting["reload"], waiting["restart"]) == ([], ["log.format"])
+        file.write_text(TEXT)
+        reload(daemon, "nothing to change")
+        wait_until(lambda: level() == "info", 10)
+        daemon.run("log", "error")
+        daemon.upgrade()
+        assert level() == "error"  # what somebody has changed stays where the file's part of it does
+        file.write_text('[log]\nlevel = "warning"\n' + TEXT)
+        daemon.upgrade()
+        assert level() == "warning"
+
+
 def test_a_restart_goes_back_to_the_file_and_an_upgrade_does_not(start: StartDaemon, file: Path) -> None:
     daemon = start("--config", str(file))
     daemon.run("remove", "spare")
