@@ -84,6 +84,7 @@ class ActiveRules:
         self._rule_counters: set[int] = set()  # that active rules use
         self._output_counters: set[int] = set()
         self._of_worker: list[dict[str, Active]] = [{} for _ in range(self._workers)]
+        self._left_out: list[RuleRecord] = []  # of a predecessor's
         self._extract: object = None  # of the devices, as rules were last looked at for cycles
         self._is_over = False  # a successor has it all
         self._became_ready = asyncio.Condition()
@@ -131,8 +132,15 @@ class ActiveRules:
             yield InheritRules(rules=piece, complete=last), []
 
     def adopt(self, heritage: Heritage) -> None:
-        """Have a predecessor's rules and all that they need, but leave the packet sockets to it until take_over()."""
-        adopted = [Active(parse_rule(r.input, r.outputs, r.name), r) for r in heritage.rules]
+        """Have a predecessor's rules and all that they need, but leave the packet sockets to it until take_over(). A
+        rule that this version refuses is left out."""
+        adopted = []
+        for record in heritage.rules:
+            try:
+                adopted.append(Active(parse_rule(record.input, record.outputs, record.name), record))
+            except RuleError as error:
+                log.error("rule %s cannot be any more: %s", record.name or record.input, error)
+                self._left_out.append(record)
         for active in adopted:
             self._note(active)
         self.generation = heritage.first.generation
@@ -147,6 +155,7 @@ class ActiveRules:
         for child in self._data:
             if self._pages[child.index].in_hand():  # of a predecessor's worker that was killed
                 self.settle(child)
+        self._clear_counters(self._left_out)
         await self._links.take_over()
 
     def leave(self) -> None:
@@ -193,7 +202,9 @@ class ActiveRules:
             removed = [self._find_active(rule_id) for rule_id in remove]
             await self._check(added, removed)
             async with AsyncExitStack() as undo:
-                undo.callback(self._clear_counters, added)  # of workers that had it for a moment; last of all
+                undo.callback(
+                    self._clear_counters, [a.record for a in added]
+                )  # of workers that had it for a moment; last of all
                 await self._links.provide([a.rule for a in added], [a.rule for a in removed], undo)
                 workers = await self._distribute(added, removed, undo)
                 self._links.admit([a.rule for a in added], undo, lambda: self._inactive(added))
@@ -202,7 +213,7 @@ class ActiveRules:
             self._links.refuse(self._inactive(removed))
             await self._links.retire(retired)
             async for active in in_turns(removed):
-                self._clear_counters([active])
+                self._clear_counters([active.record])
             self._on_change([active.record for active in added], remove)
         return workers
 
@@ -231,10 +242,10 @@ class ActiveRules:
         """Those whose input no active rule has."""
         return [active.rule for active in some if active.rule.id not in self._active]
 
-    def _clear_counters(self, unused: Iterable[Active]) -> None:
-        for active in unused:
-            rules = {active.record.counter} - self._rule_counters
-            outputs = set(active.record.output_counters) - self._output_counters
+    def _clear_counters(self, unused: Iterable[RuleRecord]) -> None:
+        for record in unused:
+            rules = {record.counter} - self._rule_counters
+            outputs = set(record.output_counters) - self._output_counters
             for page in self._pages:
                 page.clear(rules, outputs)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,7 @@ from lab.daemon import Daemon, answers, settled
 from lab.namespaces import wait_until
 from lab.topology import RelayLine
 from lab.traffic import ReceivePlan, SendPlan, run_sender, start_receiver, start_sender
+from mcrelay import process
 
 from .conftest import StartDaemon
 
@@ -91,3 +93,36 @@ def test_a_signal_does_it_too(daemon: Daemon, line: RelayLine) -> None:
     wait_until(lambda: answers(daemon.socket), 5, "nobody answers")
     daemon.pid = daemon.pids()["supervisor"]
     assert [rule["name"] for rule in daemon.json("list")["rules"]] == ["feed"]
+
+
+STRICTER: Final = f"""
+import os
+if {process.SUCCESSOR!r} in os.environ:
+    import mcrelay.ruletext as texts
+    parse = texts.parse_rule
+    def stricter(input, outputs, name=None):
+        if name == "odd":
+            raise texts.RuleError("odd rules are not possible any more", "use even ones")
+        return parse(input, outputs, name)
+    texts.parse_rule = stricter
+"""
+
+
+def test_a_rule_that_a_later_version_refuses_keeps_no_other_from_it(
+    start: StartDaemon, line: RelayLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(STRICTER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    daemon = start(program=(sys.executable, "-c", "from mcrelay.cli import main; main()"))
+    daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "odd")
+    daemon.run("add", "239.1.1.2:5000%in0", f"{OUTPUT}%out0", "--name", "even")
+    for address, name in ((INPUT, 0), ("239.1.1.2:5000", 1)):
+        run_sender(line.sender, SendPlan(address, interface="eth0", count=10))
+        wait_until(lambda name=name: daemon.json("stats")["rules"][name]["packets"] == 10)  # type: ignore[misc] # a default
+    daemon.upgrade()
+    assert [rule["name"] for rule in daemon.json("list")["rules"]] == ["even"]
+    run_sender(line.sender, SendPlan("239.1.1.2:5000", interface="eth0", count=10))
+    wait_until(lambda: daemon.json("stats")["rules"][0]["packets"] == 20)
+    # What it was counted at is another's now, from zero on.
+    daemon.run("add", "239.1.1.3:5000%in0", f"{OUTPUT}%out0", "--name", "new")
+    assert [rule["packets"] for rule in daemon.json("stats")["rules"]] == [20, 0]
