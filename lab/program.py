@@ -44,11 +44,13 @@ def run_program(
         answer.settimeout(timeout)
         with theirs:
             socket.send_fds(_origin()[0], [request], [*(file.fileno() for file in files), theirs.fileno()])
-        (pid,) = NUMBER.unpack(answer.recv(NUMBER.size))
+        pid = 0
         try:
+            (pid,) = NUMBER.unpack(answer.recv(NUMBER.size))
             (status,) = NUMBER.unpack(answer.recv(NUMBER.size))
         except TimeoutError:
-            os.kill(pid, signal.SIGKILL)
+            if pid:  # not reaped yet: that would have been told
+                os.kill(pid, signal.SIGKILL)
             raise subprocess.TimeoutExpired([PROGRAM, *arguments], timeout) from None
         for file in files:
             file.seek(0)

@@ -74,7 +74,9 @@ static bool may_be_source(const union address *source, const union address *dest
 {
     if (address_is_any(source) || (address_is_ipv4(source) && !source->words[3]))
         return is_multicast_or_broadcast(destination);
-    return !is_multicast_or_broadcast(source);
+    if (address_is_ipv4(source))
+        return source->bytes[12] && source->bytes[12] < 0xe0;
+    return source->bytes[0] != 0xff;
 }
 
 /* Where a datagram comes from whose header we write. False if there is no such address. */

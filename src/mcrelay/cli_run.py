@@ -121,7 +121,8 @@ def run(
     """
     from mcrelay import config_files, service
 
-    loaded = Configuration(Settings(), ()) if config is None else config_files.load(config)
+    alone = given["workers"] is None and given["cores"] is None
+    loaded = Configuration(Settings(), ()) if config is None else config_files.load(config, alone=alone)
     logs = cli_log.log_settings(loaded.settings.log, log_levels, log_format, debug=debug)
     service.run(make_options(loaded.settings, config, given, logs, restore=False if no_restore else None))
 

@@ -80,6 +80,10 @@ class Connection:
         """Bytes that it makes us hold."""
         return self.channel.held + self._incoming_size + self._serving
 
+    @property
+    def is_privileged(self) -> bool:
+        return _is_privileged(self.peer)
+
     def reply(self, message: Message) -> None:
         try:
             self.channel.send(message)

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, Final, NamedTuple, TypeVar, get_type_hints
+from typing import Annotated, Any, Final, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -22,7 +22,7 @@ from mcrelay.cores import parse_cores
 from mcrelay.cycles import Cycle, look_for_cycle
 from mcrelay.endpoint import parse_endpoint
 from mcrelay.errors import BadConfig, RuleError, UsageError
-from mcrelay.levels import checked
+from mcrelay.levels import DEFAULT, checked
 from mcrelay.limits import RULES_MAX
 from mcrelay.rootless import check_rule
 from mcrelay.rules import Rule, RuleSet, shown
@@ -90,9 +90,10 @@ class Configuration:
     rules: tuple[Rule, ...]
 
 
-def read(files: Iterable[tuple[str, bytes]]) -> Configuration:
-    """Of files, as their names and contents, the main one first. ConfigError with everything that is wrong."""
-    reading = Reading(files)
+def read(files: Iterable[tuple[str, bytes]], *, alone: bool = True) -> Configuration:
+    """Of files, as their names and contents, the main one first. ConfigError with everything that is wrong. If they do
+    not stand `alone`, a command line may say how many workers there are."""
+    reading = Reading(files, alone=alone)
     for _step in reading.steps():
         pass
     return reading.result()
@@ -101,8 +102,9 @@ def read(files: Iterable[tuple[str, bytes]]) -> Configuration:
 class Reading:
     """The same in small steps, for those who have something else to do in between: all steps(), then result()."""
 
-    def __init__(self, files: Iterable[tuple[str, bytes]]) -> None:
+    def __init__(self, files: Iterable[tuple[str, bytes]], *, alone: bool = True) -> None:
         self._files = list(files)
+        self._alone = alone
         self._documents: list[_Document] = []
         self._problems: list[Problem] = []
         self._rules = RuleSet()
@@ -133,7 +135,11 @@ class Reading:
         for document in self._documents:
             _merge(merged, {key: value for key, value in document.values.items() if key != "rule"})
         settings = msgspec.convert(merged, Settings)
-        found = [self._problem(*contradiction) for contradiction in _contradictions(settings)]
+        found = [
+            self._problem(*one)
+            for one in _contradictions(settings, alone=self._alone)
+            if any(map(self._is_given, one[0]))
+        ]
         if settings.daemon.rootless:
             found += self._beyond_rootless()
         if found:
@@ -148,6 +154,9 @@ class Reading:
                 check_rule(rule)
             except RuleError as error:
                 yield document.problem(("rule", index), error.message, error.hint)
+
+    def _is_given(self, path: Path) -> bool:
+        return any(document.has(path) for document in self._documents)
 
     def _problem(self, paths: Sequence[Path], what: str, remedy: str) -> Problem:
         """At the last of these values that is given."""
@@ -179,13 +188,14 @@ class Reading:
             self._problems.append(document.problem(("rule", index), cycle.message, cycle.hint))
 
 
-def _contradictions(settings: Settings) -> Iterator[tuple[Sequence[Path], str, str]]:
-    """Values that are fine, but not together: where, what, and what would be right."""
+def _contradictions(settings: Settings, *, alone: bool) -> Iterator[tuple[Sequence[Path], str, str]]:
+    """Values that are fine, but not together: where, what, and what would be right. Where none of it is given, the
+    defaults give way."""
     daemon, events = settings.daemon, settings.events
     if daemon.workers is not None and daemon.cores is not None:
         yield [("daemon", "cores"), ("daemon", "workers")], "daemon.workers and daemon.cores are both given", "keep one"
     workers = daemon.workers if daemon.cores is None else len(parse_cores(daemon.cores))
-    for number in settings.worker:
+    for number in settings.worker if alone else ():
         if workers is not None and int(number) >= workers:
             what = f"[worker.{number}]: there are workers 0 to {workers - 1}"
             yield [("worker", number)], what, "remove it, or have more workers"
@@ -194,7 +204,7 @@ def _contradictions(settings: Settings) -> Iterator[tuple[Sequence[Path], str, s
         yield [("daemon", "workers"), ("daemon", "cores")], what, "leave out daemon.workers, and name one core if any"
     if events.stopped_s < events.silent_s:
         what = f"events.stopped_s is {events.stopped_s:g}, and events.silent_s {events.silent_s:g}"
-        yield [("events", "stopped_s"), ("events", "silent_s")], what, "a flow is silent before it has stopped"
+        yield [("events", "stopped_s")], what, "a flow is silent before it has stopped"
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -292,17 +302,17 @@ class _Document:
                         self.rules.append((index, rule))
             else:
                 found = self._convert({key: value}, Settings, ())
-                if key == "log" and found:
-                    self._check_components(found.log.levels)
+                if key == "log" and isinstance(value, dict) and isinstance(levels := value.get("levels"), dict):
+                    self._check_components(levels)
                 if key == "metrics" and found and found.metrics.listen is not None:
                     self._check_text(("metrics", "listen"), found.metrics.listen, parse_endpoint)
                 if key == "daemon" and found and found.daemon.cores is not None:
                     self._check_text(("daemon", "cores"), found.daemon.cores, parse_cores)
 
-    def _check_components(self, named: Mapping[str, str]) -> None:
-        for component, level in named.items():
+    def _check_components(self, named: Iterable[str]) -> None:
+        for component in named:
             try:
-                checked(None, {component: level})
+                checked(None, {component: DEFAULT})
             except UsageError as error:
                 self.problems.append(self.problem(("log", "levels", component), error.message, error.hint))
 
@@ -323,8 +333,12 @@ class _Document:
         try:
             return msgspec.convert(value, into)
         except msgspec.ValidationError as error:
+            of_each = _kinds_of_items(into)
             if isinstance(into, type) and issubclass(into, Section) and isinstance(value, dict):
                 self._convert_keys(value, into, path)
+            elif of_each is not None and isinstance(value, dict):
+                for key, one in value.items():
+                    self._convert(one, of_each, (*path, key))
             else:
                 self.problems.append(self._explain(str(error), path))
             return None
@@ -398,6 +412,13 @@ class _Document:
             elif key := KEY.match(line):
                 found.append(_Place(number, (*table, *_names(key[1])), is_table=False))
         return found
+
+
+def _kinds_of_items(kind: Any) -> Any:
+    """The type of the values of a table with keys of all kinds; None if it is not one."""
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    return get_args(kind)[1] if get_origin(kind) is dict else None
 
 
 @cache

@@ -96,11 +96,12 @@ def _content(name: str, descriptor: int) -> bytes:
     raise FileError(f"{name} is longer than {SIZE_MAX // 2**20} MiB", "spread it over several files in conf.d")
 
 
-def load(path: str) -> Configuration:
-    """For a daemon: what the file and its drop-ins say. FileError, or ConfigError with all that is wrong."""
+def load(path: str, *, alone: bool = True) -> Configuration:
+    """For a daemon: what the file and its drop-ins say, with no command line or `alone`. FileError, or ConfigError with
+    all that is wrong."""
     opened = open_files(path)
     try:
-        return read(read_opened(opened))
+        return read(read_opened(opened), alone=alone)
     finally:
         for _name, descriptor in opened:
             os.close(descriptor)

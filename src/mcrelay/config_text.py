@@ -16,14 +16,14 @@ from typing import Final
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
-from tomlkit.items import AoT, Table
+from tomlkit.items import AoT, Array, Table
 
 from mcrelay import config_files
 from mcrelay.config import ConfigError, read, rule_tables
 from mcrelay.declared import Difference, difference
 from mcrelay.errors import Error, SystemRefusal
 from mcrelay.rules import Rule
-from mcrelay.ruletext import parse_input
+from mcrelay.ruletext import parse_input, parse_output
 
 NEW_MODE: Final = 0o644
 BY_HAND: Final = "write its rules as [[rule]] tables, or change it by hand"
@@ -31,7 +31,8 @@ BY_HAND: Final = "write its rules as [[rule]] tables, or change it by hand"
 
 def save(path: str, running: Iterable[Rule]) -> Difference:
     """Have the files say what runs; what changed in them. A file that does not exist is made. ConfigError or FileError
-    if they are not as they should be, SystemRefusal if they cannot be written; nothing has changed then."""
+    if they are not as they should be, SystemRefusal if they cannot be written; unless that says what was, nothing has
+    changed then."""
     running = list(running)
     files = config_files.read_files(path, new=True)
     before = read(files)
@@ -115,6 +116,12 @@ def _set_name(table: Table, rule: Rule) -> None:
 
 def _set_outputs(table: Table, rule: Rule) -> None:
     outputs = [str(output) for output in rule.outputs]
+    written = table.get("output")
+    if isinstance(written, Array) and len(written) == len(outputs):  # comments of the list stay
+        for position, (before, output) in enumerate(zip(list(written), rule.outputs, strict=True)):
+            if parse_output(str(before)) != output:
+                written[position] = str(output)
+        return
     if len(outputs) == 1:
         table["output"] = outputs[0]
         return

@@ -257,7 +257,7 @@ class ControlPlane:
         refusal: Error | None = None
         try:
             try:
-                reading = Reading(read_opened(list(zip(message.files, descriptors, strict=True))))
+                reading = Reading(read_opened(list(zip(message.files, descriptors, strict=True))), alone=False)
             finally:
                 close_descriptors(descriptors)
             async for _step in in_turns(reading.steps()):

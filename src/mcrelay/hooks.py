@@ -7,6 +7,7 @@ counted: events are told as they happen, and a program that hangs must not keep 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import subprocess
@@ -23,6 +24,11 @@ DEADLINE_S: Final = 30.0  # of one run
 LEFT_S: Final = 2.0  # for the run under way, when somebody wants an end
 
 
+def _unless_nobody_reads(complain: Callable[[str], None], text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        complain(text)
+
+
 class Hook:
     """A context manager: all that was told has run behind it, unless an exception ends it. `program` gets the event's
     kind and subject as arguments, all of it in the environment (MCRELAY_EVENT, _SUBJECT, _TEXT) and as JSON on standard
@@ -30,7 +36,7 @@ class Hook:
 
     def __init__(self, program: str, complain: Callable[[str], None], *, deadline_s: float = DEADLINE_S) -> None:
         self._program = program
-        self._complain = complain
+        self._complain = functools.partial(_unless_nobody_reads, complain)
         self._deadline_s = deadline_s
         self._waiting: queue.Queue[Event | None] = queue.Queue(WAITING_MAX)
         self._dropped = 0

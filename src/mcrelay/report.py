@@ -17,6 +17,7 @@ from typing import Final
 from mcrelay import notify
 
 STATUS_S: Final = 1.0  # at most one status line in so long
+AGAIN_S: Final = 0.1  # after a sign of life that could not be given
 
 
 class Report:
@@ -38,8 +39,8 @@ class Report:
                 self._live(interval_us / 2e6)
 
     def _live(self, interval_s: float) -> None:
-        _tell("WATCHDOG=1", patience_s=0)
-        self._loop.call_later(interval_s, self._live, interval_s)
+        done = _tell("WATCHDOG=1", patience_s=0)
+        self._loop.call_later(interval_s if done else min(interval_s, AGAIN_S), self._live, interval_s)
 
     def changed(self) -> None:
         """The status may be another: say so soon."""
@@ -50,8 +51,12 @@ class Report:
     def _say(self) -> None:
         self._is_due = False
         status = self._status()
-        if status != self._said and _tell(f"STATUS={status}", patience_s=0):
+        if status == self._said:
+            return
+        if _tell(f"STATUS={status}", patience_s=0):
             self._said = status
+        else:
+            self.changed()
 
     @contextlib.contextmanager
     def reloading(self) -> Iterator[None]:

@@ -31,6 +31,7 @@ LOOK_S: Final = 1.0
 TEXT_MAX: Final = 400  # characters: a rule may have a thousand outputs
 EVENTS_PER_MESSAGE: Final = 500  # of less than 1 KiB: they fit a frame
 SUBSCRIBERS_MAX: Final = 64  # each is told of 10,000 new rules in some 10 ms
+SUBSCRIBERS_RESERVED: Final = 16  # of which for the privileged: nobody else can lock them out
 
 
 class Subscriptions:
@@ -52,8 +53,9 @@ class Subscriptions:
     async def serve(self, message: Subscribe, watcher: Watcher) -> Message:
         """Until the client is gone or the daemon ends. One subscription for each client: a later one replaces it. Busy
         if there are too many."""
-        if len(self._wanted) >= SUBSCRIBERS_MAX and watcher not in self._wanted:
-            raise Busy(f"{SUBSCRIBERS_MAX} clients are told of events already", "end one, or try again")
+        room = SUBSCRIBERS_MAX if watcher.is_privileged else SUBSCRIBERS_MAX - SUBSCRIBERS_RESERVED
+        if len(self._wanted) >= room and watcher not in self._wanted:
+            raise Busy(f"{len(self._wanted)} clients are told of events already", "end one, or try again")
         self._wanted[watcher] = message.id, frozenset(message.kinds)
         watcher.reply(Subscribed(id=message.id))
         if self._looking is None or self._looking.done():
@@ -142,7 +144,10 @@ class Subscriptions:
     async def _tell_all(self) -> None:
         while self._untold:
             events = self._untold.popleft()
-            for watcher, (request_id, kinds) in list(self._wanted.items()):
+            for watcher in list(self._wanted):
+                if watcher not in self._wanted:
+                    continue  # it went before its turn came
+                request_id, kinds = self._wanted[watcher]
                 if wanted := tuple(event for event in events if not kinds or event.kind in kinds):
                     watcher.reply(Happened(id=request_id, events=wanted))
                     await asyncio.sleep(0)

@@ -33,6 +33,9 @@ class Watcher(Protocol):
     gone: asyncio.Future[None]
 
     @property
+    def is_privileged(self) -> bool: ...
+
+    @property
     def held(self) -> int:
         """Bytes that wait for it to read, and more that it makes us hold."""
         ...

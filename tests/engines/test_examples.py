@@ -281,9 +281,9 @@ EXAMPLES = {
             rule4(to4(way=Way.FRAME, flags=KEEP_SOURCE)),
             rule6(to6(way=Way.FRAME, flags=KEEP_SOURCE, counter=1), counter=1),
         ],
-        [given4(host="239.5.5.5"), given6(host="ff02::5"), given4(host="0.0.0.0")],
+        [given4(host="239.5.5.5"), given6(host="ff02::5"), given4(host="0.0.0.0"), given4(host="240.0.0.1")],
         [sent4(4000, source="0.0.0.0")],
-        dropped={"egress_unreachable": 2},
+        dropped={"egress_unreachable": 3},
     ),
     "none, to a host": Example(
         [rule4(to4(NEAR4, way=Way.RAW4, flags=KEEP_SOURCE))],

@@ -91,7 +91,10 @@ def test_later_files_replace_settings_and_add_rules() -> None:
         ("[daemon]\ncores = '0,5'\n[worker.2]\n", "0.toml:3: [worker.2]: there are workers 0 to 1; remove it"),
         ("[daemon]\ncores = '0-x'\n", "0.toml:2: cores '0-x' is not a list of cores; write, for example, 0,2-3"),
         ("[daemon]\ncores = '1,1'\n", "0.toml:2: cores '1,1' names a core twice"),
-        ("[events]\nsilent_s = 90\n", "0.toml:2: events.stopped_s is 60, and events.silent_s 90; a flow is silent"),
+        (
+            "[events]\nsilent_s = 9\nstopped_s = 8\n",
+            "0.toml:3: events.stopped_s is 8, and events.silent_s 9; a flow is",
+        ),
         ("[events]\nsilent_s = 0\n", "0.toml:2: events.silent_s: expected a number >= 1.0"),
         ("[log.levels]\nlinsk = 'debug'\n", "0.toml:2: there is no component 'linsk'; did you mean links or"),
         ("[metrics]\nlisten = '9478'\n", "0.toml:2: listen '9478' is not ADDRESS:PORT; write, for example, 127.0.0.1:"),
@@ -126,8 +129,21 @@ def test_what_is_wrong_is_said_with_its_place_and_a_remedy(text: str, says: str)
 def test_all_that_is_wrong_is_said_at_once() -> None:
     found = problems("[daemon]\nworkers = 'x'\n" + FEED.replace("eth1", ""), "[log]\nlevel = 'loud'\n[x]\n")
     assert [problem.split(": ")[0] for problem in found] == ["0.toml:2", "0.toml:6", "1.toml:2", "1.toml:3"]
+    found = problems("[log.levels]\nfoo = 'debug'\nlinks = 'loud'\nactive = 7\n")
+    assert [problem.split(": ")[0] for problem in found] == ["0.toml:2", "0.toml:3", "0.toml:4"]
     found = problems("[daemon]\nworkers = 'x'\nengin = 'uring'\nring_mib = 0\n[[rule]]\noutput = 5\n")
     assert [problem.split(": ")[0] for problem in found] == ["0.toml:2", "0.toml:3", "0.toml:4", "0.toml:5", "0.toml:6"]
+
+
+def test_a_command_line_may_say_how_many_workers_there_are() -> None:
+    text = b"[daemon]\nworkers = 1\n[worker.1]\nbusy_poll = true\n"
+    assert read([("x", text)], alone=False).settings.worker["1"].busy_poll
+    with pytest.raises(ConfigError, match=r"\[worker.1\]: there are workers 0 to 0"):
+        read([("x", text)])
+
+
+def test_a_default_gives_way_to_what_is_given() -> None:
+    assert read([("x", b"[events]\nsilent_s = 90\n")]).settings.events.silent_s == 90
 
 
 def test_not_more_is_said_than_people_read() -> None:

@@ -105,6 +105,11 @@ def test_only_what_changes_is_written_anew(file: Path) -> None:
     assert saved(file, renamed, TWO).count('name = "None"') == 1
 
 
+def test_an_output_changes_in_its_list(file: Path) -> None:
+    paused = parse_rule("239.1.1.1:5000%eth0", ["239.2.2.1:6000%eth1,paused"], "one")
+    assert saved(file, paused, TWO) == TEXT.replace('6000%eth1",  # monitors', '6000%eth1,paused",  # monitors')
+
+
 @pytest.mark.parametrize(
     ("text", "end"),
     [

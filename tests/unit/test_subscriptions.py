@@ -14,7 +14,7 @@ from mcrelay.flowtable import FlowTable
 from mcrelay.messages import Message, RuleRecord
 from mcrelay.ruletext import parse_rule
 from mcrelay.settings import EventsSection
-from mcrelay.subscriptions import EVENTS_PER_MESSAGE, SUBSCRIBERS_MAX, Subscriptions
+from mcrelay.subscriptions import EVENTS_PER_MESSAGE, SUBSCRIBERS_MAX, SUBSCRIBERS_RESERVED, Subscriptions
 
 
 class Watcher:
@@ -22,7 +22,8 @@ class Watcher:
 
     held = 0
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_privileged: bool = False) -> None:
+        self.is_privileged = is_privileged
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.messages: list[Message] = []
 
@@ -81,7 +82,7 @@ def test_each_is_told_all_that_it_wants_in_order() -> None:
 
 def test_there_is_room_for_so_many_and_again_when_one_goes() -> None:
     async def test(subscribed: Subscriptions, _table: FlowTable) -> None:
-        watchers = [Watcher() for _ in range(SUBSCRIBERS_MAX)]
+        watchers = [Watcher() for _ in range(SUBSCRIBERS_MAX - SUBSCRIBERS_RESERVED)]
         tasks = [asyncio.ensure_future(subscribed.serve(Subscribe(id=1), watcher)) for watcher in watchers]
         await until(lambda: all(watcher.messages for watcher in watchers))
         with pytest.raises(Busy, match="clients are told of events already"):
@@ -89,7 +90,11 @@ def test_there_is_room_for_so_many_and_again_when_one_goes() -> None:
         watchers[0].gone.set_result(None)
         with pytest.raises(Unavailable):
             await tasks[0]
-        another = Watcher()
+        for _ in range(SUBSCRIBERS_RESERVED):
+            watchers.append(Watcher(is_privileged=True))
+            tasks.append(asyncio.ensure_future(subscribed.serve(Subscribe(id=1), watchers[-1])))
+        await until(lambda: all(watcher.messages for watcher in watchers))
+        another = Watcher(is_privileged=True)
         tasks[0] = asyncio.ensure_future(subscribed.serve(Subscribe(id=1), another))
         await until(lambda: bool(another.messages))
         subscribed.end()

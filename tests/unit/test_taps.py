@@ -31,6 +31,7 @@ class Client:
     def __init__(self) -> None:
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.held = 0
+        self.is_privileged = False
         self.messages: list[Tapped] = []
 
     def reply(self, message: Message) -> None:

@@ -125,7 +125,9 @@ def may_be_source(source: bytes, destination: bytes) -> bool:
     """Whether a copy may say that it comes from there: from a host, or, on a link, from one that has no address yet."""
     if source in (bytes(16), NO_IPV4):
         return _is_to_several(destination)
-    return not _is_to_several(source)
+    if is_ipv4(source):
+        return 0 < source[12] < 0xE0
+    return source[0] != 0xFF
 
 
 def _is_to_several(address: bytes) -> bool:
