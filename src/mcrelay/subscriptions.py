@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 LOOK_S: Final = 1.0
 TEXT_MAX: Final = 400  # characters: a rule may have a thousand outputs
 EVENTS_PER_MESSAGE: Final = 500  # of less than 1 KiB: they fit a frame
+UNTOLD_MAX: Final = 200  # messages: 100,000 events
 SUBSCRIBERS_MAX: Final = 64  # each is told of 10,000 new rules in some 10 ms
 SUBSCRIBERS_RESERVED: Final = 16  # of which for the privileged: nobody else can lock them out
 
@@ -60,13 +61,16 @@ class Subscriptions:
         watcher.reply(Subscribed(id=message.id))
         if self._looking is None or self._looking.done():
             self._looking = self._begin(self._look())
+        over = self._over
         try:
-            await asyncio.wait({self._over, watcher.gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({over, watcher.gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._wanted.pop(watcher, None)
             if not self._wanted and self._looking:
                 self._looking.cancel()
                 self._looking = None
+        if over.done():
+            over.result()  # unless it was an error that ended it
         raise Unavailable("the daemon stops, or another takes its place", "subscribe again")
 
     def end(self) -> None:
@@ -137,6 +141,12 @@ class Subscriptions:
         return task
 
     def _tell(self, events: Sequence[Event]) -> None:
+        if len(self._untold) > UNTOLD_MAX:
+            log.warning("events come faster than they can be told: those who subscribed have to do so again")
+            self._untold.clear()
+            self._over.set_exception(Busy("events come faster than they can be told", "subscribe again"))
+            self._over = asyncio.get_running_loop().create_future()
+            return
         self._untold.extend(events[at : at + EVENTS_PER_MESSAGE] for at in range(0, len(events), EVENTS_PER_MESSAGE))
         if self._untold and (self._telling is None or self._telling.done()):
             self._telling = self._begin(self._tell_all())

@@ -103,6 +103,28 @@ def test_there_is_room_for_so_many_and_again_when_one_goes() -> None:
     run(test)
 
 
+def test_what_comes_faster_than_it_can_be_told_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subscriptions, "UNTOLD_MAX", 3)
+
+    async def test(subscribed: Subscriptions, _table: FlowTable) -> None:
+        first = asyncio.ensure_future(subscribed.serve(Subscribe(id=1), watcher := Watcher()))
+        await until(lambda: bool(watcher.messages))
+        many = records(EVENTS_PER_MESSAGE)
+        for _ in range(5):
+            subscribed.rules_changed([], many)
+        with pytest.raises(Busy, match="faster than they can be told"):
+            await first
+        second = asyncio.ensure_future(subscribed.serve(Subscribe(id=1), another := Watcher()))
+        await until(lambda: bool(another.messages))
+        subscribed.rules_changed([], records(1))
+        await until(lambda: len(another.events) == 1)
+        subscribed.end()
+        with pytest.raises(Unavailable):
+            await second
+
+    run(test)
+
+
 def test_a_look_that_fails_is_logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subscriptions, "LOOK_S", 0.01)
 
