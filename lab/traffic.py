@@ -11,13 +11,12 @@ import contextlib
 import json
 import queue
 import subprocess
-import sys
 import threading
-from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from lab.namespaces import Namespace
 from lab.plan import Plan, ReceivePlan, SendPlan, arguments
+from lab.program import PROGRAM
 from mcrelay.traffic import ReceiveReport, SendReport
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "start_sender",
 ]
 
-PROGRAM: Final = str(Path(sys.executable).with_name("mcrelay"))
 START_DEADLINE_S: Final = 30.0
 
 R = TypeVar("R", SendReport, ReceiveReport)

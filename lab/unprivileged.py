@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-PROGRAM: Final = str(Path(sys.executable).with_name("mcrelay"))
+from lab.program import PROGRAM
+
 SETPRIV: Final = "setpriv --reuid {user} --regid {group} --clear-groups --bounding-set=-all --inh-caps=-all"
 
 

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from mcrelay.children import Child
 from mcrelay.codec import in_frames
 from mcrelay.counters import Page
-from mcrelay.cycles import Cycle, look_for_cycle
+from mcrelay.cycles import Cycle, Heard, look_for_cycle
 from mcrelay.errors import Busy, RuleError
 from mcrelay.handover import Heritage
 from mcrelay.links import Links
@@ -202,9 +202,8 @@ class ActiveRules:
             removed = [self._find_active(rule_id) for rule_id in remove]
             await self._check(added, removed)
             async with AsyncExitStack() as undo:
-                undo.callback(
-                    self._clear_counters, [a.record for a in added]
-                )  # of workers that had it for a moment; last of all
+                # Of workers that had it for a moment; last of all.
+                undo.callback(self._clear_counters, [a.record for a in added])
                 await self._links.provide([a.rule for a in added], [a.rule for a in removed], undo)
                 workers = await self._distribute(added, removed, undo)
                 self._links.admit([a.rule for a in added], undo, lambda: self._inactive(added))
@@ -279,19 +278,20 @@ class ActiveRules:
         caller's."""
         sent = ((rule.address_of(output), output.interface) for rule in self._rules for output in rule.outputs)
         hosts = ((str(address), name) for address, name in sent if not is_group(address))
-        extract = self._links.hearing().extract(self._links.slots(), hosts)
+        hearing = self._links.hearing()
+        extract = hearing.extract(self._links.slots(), hosts)
         if extract == self._extract:
             return
-        while cycle := await self._find_cycle():
+        while cycle := await self._find_cycle(hearing.of):
             await self._pause(self._active[cycle.rule.id], cycle.output)
             log.error(
                 "%s of rule %s is paused, since it feeds itself now: %s", cycle.output, cycle.rule.label, cycle.message
             )
         self._extract = extract
 
-    async def _find_cycle(self) -> Cycle | None:
+    async def _find_cycle(self, heard: Heard) -> Cycle | None:
         try:
-            async for _step in in_turns(look_for_cycle(self._rules, self._rules.fed_by, self._links.hearing().of)):
+            async for _step in in_turns(look_for_cycle(self._rules, self._rules.fed_by, heard)):
                 pass
         except Cycle as cycle:
             return cycle

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from msgspec.structs import replace
 
@@ -22,8 +22,6 @@ from mcrelay.levels import Change
 from mcrelay.rules import Rule
 from mcrelay.settings import EventsSection, Settings
 
-Made = TypeVar("Made")
-
 log = logging.getLogger(__name__)
 
 
@@ -35,7 +33,7 @@ class Running(Protocol):
 
     async def apply(self, add: Sequence[Rule], remove: Sequence[Rule], expect: int | None = None) -> object: ...
 
-    async def on_these_rules(self, attempt: Callable[[int], Awaitable[Made]]) -> Made: ...
+    async def on_these_rules(self, attempt: Callable[[int], Awaitable[None]]) -> None: ...
 
     async def change_levels(self, change: Change) -> object: ...
 

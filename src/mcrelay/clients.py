@@ -310,7 +310,7 @@ class Clients:
         """While clients hold more than they may together, close the one that holds most; the privileged last."""
         held = {connection: connection.held for connection in self._connections}
         excess = sum(held.values()) - HELD_MAX
-        for connection in sorted(held, key=lambda c: (_is_privileged(c.peer), -held[c])):
+        for connection in sorted(held, key=lambda c: (c.is_privileged, -held[c])):
             if excess <= 0:
                 break
             excess -= held[connection]

@@ -41,8 +41,7 @@ def about(given: Input, seconds: float, path: str) -> list[Finding]:
     host = survey()
     choice = choose(given, daemon.rules)
     if choice.taking is not None:
-        names = [output.interface for output in choice.taking.rule.outputs]
-        host = with_routes(survey(names), departure.wanted_routes(choice.taking))
+        host = _on_the_way_out(choice.taking)
     findings = explain.explain(Case(given, choice, host, earlier, daemon, seen))
     return [_at(path, finding) for finding in findings]
 
@@ -65,10 +64,16 @@ def of_routes(facts: RuleFacts, client: Client) -> list[Finding]:
     if supervisor is None or not in_our_network(supervisor):
         return []
     taking = Candidate(facts, rule, ())
-    host = with_routes(survey([output.interface for output in rule.outputs]), departure.wanted_routes(taking))
+    host = _on_the_way_out(taking)
     case = Case(rule.input, Choice(taking), host, host, Daemon(""), Sightings(0.0))
     found = departure.outputs(case, taking)
     return [finding for finding in found if finding.verdict == "bad" and finding.step.endswith(" route")]
+
+
+def _on_the_way_out(candidate: Candidate) -> Host:
+    """With the settings and the routes that the outputs of a rule depend on."""
+    names = [output.interface for output in candidate.rule.outputs]
+    return with_routes(survey(names), departure.wanted_routes(candidate))
 
 
 def parse(text: str, source: str | None) -> Input:

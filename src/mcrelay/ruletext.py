@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Final, Literal, NoReturn
+from typing import Final, Literal, NamedTuple, NoReturn, Self
 
 from mcrelay.errors import RuleError
 from mcrelay.limits import RULE_OUTPUTS_MAX
@@ -86,45 +86,52 @@ def parse_rule(input: str, outputs: Iterable[str], name: str | None = None) -> R
     return rule
 
 
+class _Range(NamedTuple):
+    """The addresses of an output on its interface. Sorted, one comes before those that it contains."""
+
+    interface: str
+    version: int
+    first: int
+    minus_last: int
+
+    @classmethod
+    def of(cls, target: Target) -> Self:
+        behind = bits(target.address) - target.prefix
+        first = masked(target.address, target.prefix)
+        return cls(target.interface, target.address.version, first, -(first + (1 << behind) - 1))
+
+    def contains_later(self, other: Self) -> bool:
+        """Whether it contains one that comes after it."""
+        return self[:2] == other[:2] and self.minus_last <= other.minus_last
+
+
 def _check_distinct(rule: Rule, texts: Sequence[str]) -> None:
-    """RuleError if a packet could leave twice for one place. Of outputs in the order of their ranges of addresses, the
-    wider first, only those on the stack contain the next one."""
+    """RuleError if a packet could leave twice for one place. Of ranges in their order, only those on the stack contain
+    the next one."""
     targets = [rule.target(output) for output in rule.outputs]
-    order = sorted(range(len(targets)), key=lambda n: (targets[n].interface, *_range(targets[n])))
-    stack: list[tuple[str, tuple[int, int, int], dict[int | None, int]]] = []  # with outputs by port
-    for number in order:
-        target = targets[number]
-        version, first, minus_last = _range(target)
-        while stack and not (
-            stack[-1][0] == target.interface and stack[-1][1][0] == version and -stack[-1][1][2] >= -minus_last
-        ):
+    stack: list[tuple[_Range, dict[int | None, int]]] = []  # with outputs by port
+    for place, number in sorted((_Range.of(target), number) for number, target in enumerate(targets)):
+        port = targets[number].port
+        while stack and not stack[-1][0].contains_later(place):
             stack.pop()
-        for _interface, _place, ports in stack:
-            clash = (
-                ports.get(target.port, ports.get(None)) if target.port is not None else next(iter(ports.values()), None)
-            )
+        for _place, ports in stack:
+            clash = next(iter(ports.values())) if port is None else ports.get(port, ports.get(None))
             if clash is not None:
-                one, other = sorted((clash, number))
-                if targets[one][:4] == targets[other][:4]:
-                    raise RuleError(
-                        f"output {texts[other]!r} is given twice",
-                        "name each output once; receivers would get duplicates",
-                    )
-                raise RuleError(
-                    f"output {texts[other]!r} is where {texts[one]!r} sends to, too",
-                    "leave one out; receivers would get duplicates",
-                )
-        if stack and stack[-1][1] == (version, first, minus_last):
-            stack[-1][2][target.port] = number
-        else:
-            stack.append((target.interface, (version, first, minus_last), {target.port: number}))
+                _refuse_both(targets, texts, *sorted((clash, number)))
+        if not stack or stack[-1][0] != place:
+            stack.append((place, {}))
+        stack[-1][1][port] = number
 
 
-def _range(target: Target) -> tuple[int, int, int]:
-    """Version, first address and, negative, the last one: what contains another comes before it."""
-    behind = bits(target.address) - target.prefix
-    first = int(target.address) >> behind << behind
-    return target.address.version, first, -(first + (1 << behind) - 1)
+def _refuse_both(targets: Sequence[Target], texts: Sequence[str], one: int, other: int) -> NoReturn:
+    if targets[one][:4] == targets[other][:4]:
+        raise RuleError(
+            f"output {texts[other]!r} is given twice", "name each output once; receivers would get duplicates"
+        )
+    raise RuleError(
+        f"output {texts[other]!r} is where {texts[one]!r} sends to, too",
+        "leave one out; receivers would get duplicates",
+    )
 
 
 def check_name(name: str) -> None:

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +22,8 @@ from lab.capture import Capture, Injector
 from lab.frames import ethernet_ipv4_udp
 from lab.namespaces import Lab, Namespace, unsupported, wait_until
 from lab.payload import PATTERN, parse, payload, rtp_header
+from lab.program import PROGRAM
 
-PROGRAM = str(Path(sys.executable).with_name("mcrelay"))
 GROUP = "239.1.1.1:5000%eth0"
 A_ADDRESS, B_ADDRESS = "192.0.2.1", "192.0.2.2"
 

@@ -44,9 +44,8 @@ class Hearing:
         self._loopbacks = [i.name for i in self._by_index.values() if i.is_loopback]
         self._ports: dict[int, list[int]] = defaultdict(list)  # by master
         self._uppers: dict[int, list[int]] = defaultdict(list)  # by lower device
-        self._peers: dict[
-            int, int
-        ] = {}  # of two ends that come one after the other, the first does not know the second
+        # Of two ends that come one after the other, the first does not know the second.
+        self._peers: dict[int, int] = {}
         for interface in self._by_index.values():
             if interface.peer:
                 self._peers[interface.index] = interface.peer
@@ -78,10 +77,9 @@ class Hearing:
         interface = self._by_name.get(name)
         if interface is None:
             return False
-        return any(
-            address in self._own[at]
-            for at in (self._own if interface.is_loopback else {interface.index} & self._own.keys())
-        )
+        if interface.is_loopback:
+            return any(address in own for own in self._own.values())
+        return address in self._own.get(interface.index, ())
 
     def _find_ends(self, name: str) -> list[tuple[str, int | None]]:
         """The interfaces by which it comes in again, and the tag that it has there."""
