@@ -165,7 +165,8 @@ class Child:
             if info.si_status == signal.SIGSYS
             else f"was ended by signal {info.si_status} ({signal.strsignal(info.si_status) or 'unknown'})"
         )
-        log.info("%s (pid %s) %s after %.1f s", self.name, self.pid, how, lived_s)
+        level = logging.INFO if self.is_leaving else logging.WARNING
+        log.log(level, "%s (pid %s) %s after %.1f s", self.name, self.pid, how, lived_s)
         self.state = "waiting"
         self.pid = None
         self.engine = None

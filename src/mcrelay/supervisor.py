@@ -255,7 +255,7 @@ class Supervisor:
         if self._stopping.is_set():
             return
         if delay_s:
-            log.info("restarting %s in %.1f s", child.name, delay_s)
+            log.warning("restarting %s in %.1f s", child.name, delay_s)
             self._loop.call_later(delay_s, self._restart, child)
         else:
             log.info("restarting %s", child.name)

@@ -88,6 +88,16 @@ def test_levels_change_in_every_process_and_stay_changed(start: StartDaemon) -> 
         assert (refused.returncode, refused.stderr.startswith(f"mcrelay: {message}")) == (64, True), refused.stderr
     assert (daemon.json("log")["level"], daemon.json("log")["components"]) == ("warning", {})
 
+    # Of a worker that dies there is a word at that level; of one that was asked to go there is none.
+    killed = daemon.pids()["data/0"]
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: daemon.pids()["data/0"] not in (None, killed), 20)
+    replaced = daemon.pids()["data/0"]
+    daemon.run("restart-worker", "0")
+    ends = [line for line in lines(daemon) if line["level"] == "warning" and line["component"] == "children"]
+    assert ends[-1]["message"].startswith(f"data/0 (pid {killed}) was ended by signal 9 (Killed) after ")
+    assert f"data/0 (pid {replaced})" not in daemon.log
+
     # Where everybody may write into the log, nobody writes much.
     body = rb'{"type":"ping","id":1,"a\n\u001b[2J\u202e":1}'
     with socket.socket(socket.AF_UNIX) as sock:

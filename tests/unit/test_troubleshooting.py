@@ -50,6 +50,8 @@ def logged(tree: ast.Module) -> Iterator[str]:
                 args=[first, *_],
             ):
                 yield from templates(first, constants(tree))
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="log"), attr="log"), args=[_level, first, *_]):
+                yield from templates(first, constants(tree))
 
 
 def raised(tree: ast.Module) -> Iterator[str]:
