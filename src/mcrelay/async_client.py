@@ -14,6 +14,7 @@ does: a call that only reads asks again, one that changes something fails, and t
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
@@ -54,22 +55,29 @@ from mcrelay.conversation import (
     id_of,
     lost,
     no_connection,
+    seconds,
     unanswered,
 )
 from mcrelay.errors import Error, Unavailable
 from mcrelay.handshake import greet
 from mcrelay.limits import REQUESTS_MAX, TAP_BYTES_MAX
 from mcrelay.messages import Message, ProcessFacts
-from mcrelay.places import find_socket
+from mcrelay.places import chosen_socket
 
 
 class AsyncClient:
     """Connects on entry, or with the first call; the errors and parameters are Client's, and what a call means is said
     there. Belongs to one event loop."""
 
-    def __init__(self, path: str | None = None, *, timeout_s: float = TIMEOUT_S, any_version: bool = False) -> None:
-        self._path = path or find_socket()
-        self._timeout_s = timeout_s
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        any_version: bool = False,
+    ) -> None:
+        self._path = chosen_socket(path)
+        self._timeout_s = seconds("timeout_s", timeout_s)
         self._any_version = any_version
         self._is_closed = False
         self._was_connected = False
@@ -159,13 +167,13 @@ class AsyncClient:
         patience_s: float | None = None,
     ) -> AsyncGenerator[Tapped, None]:
         """It begins with the iteration, and ends with it at the latest."""
-        return self._follow(calls.tap(rule, count, snap_length), patience_s)
+        return self._follow(calls.tap(rule, count, snap_length, patience_s))
 
     def events(
         self, kinds: Sequence[EventKind] = (), *, patience_s: float | None = None
     ) -> AsyncGenerator[Happened, None]:
         """It begins with the iteration, and ends with it at the latest."""
-        return self._follow(calls.events(kinds), patience_s)
+        return self._follow(calls.events(kinds, patience_s))
 
     # Their way.
 
@@ -186,7 +194,7 @@ class AsyncClient:
                 if not question.reads or self._is_closed or loop.time() > deadline:
                     raise
 
-    async def _follow(self, stream: Stream[Item], patience_s: float | None = None) -> AsyncGenerator[Item, None]:
+    async def _follow(self, stream: Stream[Item]) -> AsyncGenerator[Item, None]:
         """The items of a stream, which has a connection of its own."""
         connection = await self._connect(Lost)
         self._streams.add(connection)
@@ -195,7 +203,7 @@ class AsyncClient:
             await _drive(stream.open(), lambda question: connection.ask_alone(question, self._timeout_s))
             while True:
                 try:
-                    async with asyncio.timeout(patience_s):
+                    async with asyncio.timeout(stream.patience_s):
                         message = await connection.receive()
                 except TimeoutError:
                     if stream.silence is not None:

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from mcrelay.api import (
+    EVENT_KINDS,
     Add,
     Added,
     Change,
@@ -54,7 +55,7 @@ from mcrelay.api import (
     Workers,
 )
 from mcrelay.codec import in_frames
-from mcrelay.conversation import ID, Dialogue, Stream, ask
+from mcrelay.conversation import ID, Dialogue, Stream, ask, seconds
 from mcrelay.errors import ProtocolError, UsageError
 from mcrelay.messages import Message, ProcessFacts
 
@@ -160,20 +161,26 @@ def upgrade() -> Dialogue[Upgraded]:
     return ask(Upgrade(id=ID), Upgraded, patience_s=UPGRADE_S)
 
 
-def events(kinds: Sequence[EventKind]) -> Stream[Happened]:
+def events(kinds: Sequence[EventKind], patience_s: float | None = None) -> Stream[Happened]:
+    listed = _listed("kinds", kinds)
+    for kind in listed:
+        if kind not in EVENT_KINDS:
+            raise UsageError(f"there is no event {reprlib.repr(kind)}", f"there are {', '.join(EVENT_KINDS)}")
     return Stream(
-        Subscribe(id=ID, kinds=_listed("kinds", kinds)),
+        Subscribe(id=ID, kinds=listed),
         started=Subscribed,
         item=Happened,
         silence=lambda _last: Happened(id=ID, events=()),
+        patience_s=None if patience_s is None else seconds("patience_s", patience_s),
     )
 
 
-def tap(rule: str, count: int | None, snap_length: int) -> Stream[Tapped]:
+def tap(rule: str, count: int | None, snap_length: int, patience_s: float | None = None) -> Stream[Tapped]:
     return Stream(
         StartTap(id=ID, rule=rule, count=count, snap_length=snap_length),
         started=TapStarted,
         item=Tapped,
         ended=TapEnded,
         silence=lambda last: Tapped(id=ID, packets=(), lost=last.lost if last else 0),
+        patience_s=None if patience_s is None else seconds("patience_s", patience_s),
     )

@@ -14,6 +14,7 @@ something fails, since it may have been done, and the next call connects anew.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import struct
 import time
@@ -56,13 +57,14 @@ from mcrelay.conversation import (
     id_of,
     lost,
     no_connection,
+    seconds,
     unanswered,
 )
 from mcrelay.errors import Unavailable
 from mcrelay.handshake import greet
 from mcrelay.limits import TAP_BYTES_MAX
 from mcrelay.messages import Message, ProcessFacts
-from mcrelay.places import SYSTEM_SOCKET, find_socket
+from mcrelay.places import SYSTEM_SOCKET, chosen_socket
 
 if TYPE_CHECKING:
     from mcrelay.async_client import AsyncClient
@@ -88,9 +90,15 @@ class Client:
 
     `any_version` leaves the handshake out: version() and upgrade() are the same with daemons of all versions."""
 
-    def __init__(self, path: str | None = None, *, timeout_s: float = TIMEOUT_S, any_version: bool = False) -> None:
-        self._path = path or find_socket()
-        self._timeout_s = timeout_s
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        any_version: bool = False,
+    ) -> None:
+        self._path = chosen_socket(path)
+        self._timeout_s = seconds("timeout_s", timeout_s)
         self._any_version = any_version
         self._is_closed = False
         self._streams: set[_Connection] = set()
@@ -199,12 +207,12 @@ class Client:
         An item has several packets where they come fast, and says how many were lost so far because they came too
         fast; with `patience_s`, it has none when nothing came for so long. Error when the tap ends otherwise: RuleError
         with its rule, Busy with a worker, Unavailable with the daemon."""
-        return self._open(calls.tap(rule, count, snap_length), patience_s)
+        return self._open(calls.tap(rule, count, snap_length, patience_s))
 
     def events(self, kinds: Sequence[EventKind] = (), *, patience_s: float | None = None) -> Iterator[Happened]:
         """What happens from now on, of these kinds or of all (api.EVENT_KINDS). With `patience_s`, an item has no
         events when nothing happened for so long. Unavailable when the daemon ends."""
-        return self._open(calls.events(kinds), patience_s)
+        return self._open(calls.events(kinds, patience_s))
 
     # Their way.
 
@@ -232,20 +240,20 @@ class Client:
                     self._drop()
                 return reply
 
-    def _open(self, stream: Stream[Item], patience_s: float | None = None) -> Iterator[Item]:
+    def _open(self, stream: Stream[Item]) -> Iterator[Item]:
         """The items of a stream, which has the connection from now on; other calls connect anew."""
         self._run(stream.open())
         connection, self._connection = self._connection, None
         assert connection is not None
         self._streams.add(connection)
-        return self._follow(connection, stream, patience_s)
+        return self._follow(connection, stream)
 
-    def _follow(self, connection: _Connection, stream: Stream[Item], patience_s: float | None) -> Iterator[Item]:
+    def _follow(self, connection: _Connection, stream: Stream[Item]) -> Iterator[Item]:
         last: Item | None = None
         try:
             while True:
                 try:
-                    message = connection.receive(patience_s)
+                    message = connection.receive(stream.patience_s)
                 except TimeoutError:
                     if stream.silence is not None:
                         yield stream.silence(last)

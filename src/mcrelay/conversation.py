@@ -8,6 +8,7 @@ has a connection (client.py, async_client.py) carries bytes, keeps time, and dec
 
 from __future__ import annotations
 
+import reprlib
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ TIMEOUT_S: Final = 15.0  # for an answer, if the caller does not say otherwise
 READ_SIZE: Final = 64 * 1024
 AGAIN_FOR_S: Final = 5.0  # how long there may be nobody after a connection was lost
 AGAIN_S: Final = 0.05  # between two attempts
+SECONDS_MAX: Final = 366 * 86400
 ID: Final = 0  # of a request until its conversation gives it another
 
 Reply = TypeVar("Reply", bound=Message)
@@ -76,6 +78,7 @@ class Stream(Generic[Item]):
     item: type[Item]  # what comes then
     ended: type[Message] | None = None  # what says that no more comes
     silence: Callable[[Item | None], Item] | None = None  # stands, after the last one, for nothing having come
+    patience_s: float | None = None  # until nothing has come
 
     def open(self) -> Dialogue[Message]:
         return ask(self.request, self.started)
@@ -144,6 +147,13 @@ def id_of(message: Message) -> int | None:
 
 
 # --- what goes wrong with a connection --------------------------------------------------------------------------------
+
+
+def seconds(what: str, value: float) -> float:
+    """UsageError unless that is a time to wait."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= SECONDS_MAX:
+        raise UsageError(f"{what}: {reprlib.repr(value)} is no time", "give seconds, above 0 and up to a year")
+    return value
 
 
 class Absent(Unavailable):

@@ -8,10 +8,11 @@ first. So that one counts only if it is the user's and nobody else may write to 
 from __future__ import annotations
 
 import os
+import reprlib
 import stat
 from typing import Final
 
-from mcrelay.errors import Error
+from mcrelay.errors import Error, UsageError
 
 SYSTEM_SOCKET: Final = "/run/mcrelay/control.sock"
 VARIABLE: Final = "MCRELAY_SOCKET"
@@ -51,6 +52,19 @@ def find_socket() -> str:
         if os.path.exists(path) and _is_ours(os.path.dirname(path)):
             return path
     return SYSTEM_SOCKET
+
+
+def chosen_socket(path: str | os.PathLike[str] | None) -> str:
+    """Of a program that may have said where. UsageError if that is no path."""
+    if path is None:
+        return find_socket()
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        text = None
+    if not isinstance(text, str) or not text:
+        raise UsageError(f"{reprlib.repr(path)} is no path of a socket", "give a text, or a pathlib.Path")
+    return text
 
 
 def _is_ours(directory: str) -> bool:

@@ -498,6 +498,32 @@ def test_an_older_daemon_is_not_spoken_to_but_to_be_replaced(path: str) -> None:
     run(path, older, test)
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"path": b"/x"}, "b'/x' is no path of a socket; give a text"),
+        ({"path": 3}, "3 is no path of a socket"),
+        ({"path": ""}, "'' is no path of a socket"),
+        ({"timeout_s": "x"}, "timeout_s: 'x' is no time; give seconds, above 0"),
+        ({"timeout_s": -1}, "timeout_s: -1 is no time"),
+        ({"timeout_s": True}, "timeout_s: True is no time"),
+        ({"timeout_s": float("inf")}, "timeout_s: inf is no time"),
+    ],
+)
+def test_a_client_says_what_cannot_be_meant(
+    kind: Callable[..., object], arguments: dict[str, object], says: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        kind(**arguments)
+    assert str(refused.value).startswith(says)
+
+
+def test_a_path_may_be_a_path(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match=f"no mcrelay daemon at {tmp_path}/none"):
+        Client(tmp_path / "none")
+
+
 def test_nobody_is_there(tmp_path: Path) -> None:
     async def test() -> None:
         for call in (AsyncClient(str(tmp_path / "none")).ping, AsyncClient(str(tmp_path)).ping):

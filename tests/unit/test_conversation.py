@@ -234,7 +234,10 @@ def test_a_long_change_goes_in_pieces_of_one_id() -> None:
         (lambda: calls.change([], ["x"], "1"), "Change cannot be asked: Expected `int | null`, got `str`"),  # type: ignore[arg-type] # wrong
         (lambda: calls.remove(None), "Remove cannot be asked: Expected `str`, got `null`"),  # type: ignore[arg-type] # wrong
         (lambda: calls.remove(object()), "Remove cannot be asked: "),  # type: ignore[arg-type] # wrong
-        (lambda: calls.events(["nonsense"]).open(), "Subscribe cannot be asked: Invalid enum value"),  # type: ignore[list-item] # wrong
+        (lambda: calls.events("loss").open(), "kinds: 'loss' is no list"),  # type: ignore[arg-type] # wrong
+        (lambda: calls.events([], 0).open(), "patience_s: 0 is no time"),
+        (lambda: calls.tap("feed", 1, 9, float("nan")).open(), "patience_s: nan is no time"),
+        (lambda: calls.events(["nonsense"]).open(), "there is no event 'nonsense'"),  # type: ignore[list-item] # wrong
     ],
 )
 def test_what_is_no_request_is_refused_before_it_is_sent(dialogue: Callable[[], Dialogue[object]], says: str) -> None:
