@@ -29,12 +29,13 @@ from mcrelay import (
 )
 from mcrelay.api import Paused, RuleFacts
 from mcrelay.cli_group import Commands
+from mcrelay.cli_options import Whole
 from mcrelay.cli_options import json_option as _json_option
 from mcrelay.cli_options import socket_option as _socket_option
-from mcrelay.cli_print import count_of, print_json, print_line, print_table, styled_state
+from mcrelay.cli_print import complain, count_of, print_json, print_line, print_table, styled_state
 from mcrelay.client import Client
-from mcrelay.documents import Listing, Processes, Versions
-from mcrelay.errors import EXIT_CODES, Error
+from mcrelay.documents import Answered, Listing, Processes, Versions
+from mcrelay.errors import EXIT_CODES, Error, Unavailable
 from mcrelay.messages import ProcessFacts
 
 
@@ -43,17 +44,15 @@ def main() -> NoReturn:
     try:
         cli.main(standalone_mode=False)
     except Error as error:
-        click.echo(f"mcrelay: {error}", err=True)
+        complain(str(error))
         sys.exit(error.exit_code)
-    except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else "mcrelay"
-        click.echo(f"mcrelay: {error.format_message().rstrip('.')}; see '{command} --help'", err=True)
-        sys.exit(EXIT_CODES["usage"])
     except click.ClickException as error:
-        click.echo(f"mcrelay: {error.format_message()}", err=True)
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "mcrelay"
+        text = error.format_message().rstrip(".")
+        complain(f"{text} '{command} --help' shows all" if text.endswith("?") else f"{text}; see '{command} --help'")
         sys.exit(EXIT_CODES["usage"])
     except OSError as error:  # of printing: everything else has become an Error
-        click.echo(f"mcrelay: cannot write the output: {error.strerror}", err=True)
+        complain(f"cannot write the output: {error.strerror}")
         sys.exit(EXIT_CODES["io"])
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
@@ -259,7 +258,7 @@ def _process_row(process: ProcessFacts) -> list[str]:
 
 
 @cli.command("restart-worker")
-@click.argument("index", type=click.IntRange(0), metavar="N")
+@click.argument("index", type=Whole(0), metavar="N")
 @_json_option
 @_socket_option
 def restart_worker(index: int, as_json: bool, path: str) -> None:
@@ -297,8 +296,9 @@ def upgrade(as_json: bool, path: str) -> None:
 
 
 @cli.command()
+@_json_option
 @_socket_option
-def ping(path: str) -> None:
+def ping(as_json: bool, path: str) -> None:
     """Ask whether the daemon answers.
 
     \b
@@ -307,20 +307,31 @@ def ping(path: str) -> None:
     started = time.monotonic()
     with Client(path) as client:
         client.ping()
-    click.echo(f"the daemon at {path} answers ({(time.monotonic() - started) * 1000:.1f} ms)")
+    took_ms = (time.monotonic() - started) * 1000
+    if as_json:
+        print_json(Answered(socket=path, took_ms=round(took_ms, 3)))
+    else:
+        click.echo(f"the daemon at {path} answers ({took_ms:.1f} ms)")
 
 
 @cli.command()
 @_json_option
 @_socket_option
 def version(as_json: bool, path: str) -> None:
-    """Show the version of this program and of the running daemon.
+    """Show the version of this program and of the running daemon; exits with 69 if there is none.
 
     \b
     Example: mcrelay version
     """
-    with Client(path, any_version=True) as client:
-        reply = client.version()
+    try:
+        with Client(path, any_version=True) as client:
+            reply = client.version()
+    except Unavailable:
+        if as_json:
+            print_json(Versions(client=__version__, daemon=None, protocol=None))
+        else:
+            click.echo(f"mcrelay {__version__}")
+        raise
     if as_json:
         print_json(Versions(client=__version__, daemon=reply.version, protocol=reply.protocol))
     else:

@@ -12,11 +12,11 @@ from typing import Final
 
 import click
 
-from mcrelay import config_files
+from mcrelay import config_files, host
 from mcrelay.cli_options import json_option, socket_option
-from mcrelay.cli_print import count_of, print_json, print_line
+from mcrelay.cli_print import complain, count_of, print_json, print_line
 from mcrelay.client import Client
-from mcrelay.config import ConfigError, Configuration, read
+from mcrelay.config import ConfigError, Configuration, Problem, read
 from mcrelay.declared import Difference, difference
 from mcrelay.documents import (
     AppliedFile,
@@ -40,33 +40,53 @@ file_argument = click.argument("file", required=False, metavar="[FILE]")
 
 
 def load(file: str, *, as_json: bool = False) -> Configuration:
-    """Prints all that is wrong, if something is, and exits."""
+    """Prints all that is wrong, if something is, and exits; what this host does not have is only remarked on."""
     try:
-        return read(config_files.read_files(file))
+        found = read(config_files.read_files(file))
+        problems: tuple[Problem, ...] = ()
     except ConfigError as error:
+        problems = error.problems
+    except config_files.FileError as error:
         if as_json:
-            print_json(CheckedFile(problems=error.problems))
-        for problem in error.problems:
-            print_line(f"mcrelay: {problem}", err=True)
+            problem = Problem(file, None, error.message, error.hint)
+            print_json(CheckedFile(problems=(problem,), remarks=()))
+        raise
+    if problems:
+        if as_json:
+            print_json(CheckedFile(problems=problems, remarks=()))
+        for problem in problems:
+            complain(str(problem))
         sys.exit(EXIT_CODES["config"])
+    for remark in _remarks(found):
+        complain(f"note: {remark}")
+    return found
+
+
+def _remarks(found: Configuration) -> tuple[Problem, ...]:
+    refusals = (found.problem(paths, error) for paths, error in host.refusals(found.settings))
+    return tuple(problem for problem in refusals if problem)
 
 
 @click.command()
 @file_argument
 @json_option
 def check(file: str | None, as_json: bool) -> None:
-    """Check a configuration file and its conf.d/*.toml, by default /etc/mcrelay/mcrelay.toml. Needs no daemon, and
-    tells everything that is wrong; exits with 78 if something is.
+    """Check a configuration file and its conf.d/*.toml, by default /etc/mcrelay/mcrelay.toml; - is standard input.
+    Needs no daemon, and tells everything that is wrong; exits with 78 if something is. A user or core that this host
+    does not have is a note: the file may be for another.
 
     \b
-    Example: mcrelay check ./mcrelay.toml
+    Examples: mcrelay check ./mcrelay.toml
+              mcrelay import smcroute /etc/smcroute.conf | mcrelay check -
     """
     file = file or config_files.SYSTEM_FILE
     found = load(file, as_json=as_json)
     if as_json:
-        print_json(CheckedFile(problems=()))
+        print_json(CheckedFile(problems=(), remarks=_remarks(found)))
         return
-    print_line(f"{', '.join(config_files.names(file))}: fine, {count_of(len(found.rules), 'rule')}")
+    print_line(
+        f"{', '.join(document.name for document in found.documents)}: fine, {count_of(len(found.rules), 'rule')}"
+    )
 
 
 @click.command()
@@ -85,10 +105,10 @@ def schema() -> None:
 @socket_option
 def diff(file: str | None, as_json: bool, path: str) -> None:
     """Compare what runs (-) with what FILE says (+), by default the daemon's own. Exits with 0 if they are the same, 1
-    if they differ.
+    if they differ, be it in settings that wait for a reload or a restart.
 
     \b
-    Example: mcrelay diff && echo nothing to apply
+    Example: mcrelay diff && echo all of it is in force
     """
     with Client(path) as client:
         wanted, waiting = _wanted(client, file)
@@ -139,7 +159,11 @@ def save(file: str | None, as_json: bool, path: str) -> None:
     from mcrelay import config_text  # what it imports takes long
 
     with Client(path) as client:
+        own = client.status().config
         file = file or _own_file(client)
+        if own is not None and config_files.is_drop_in(file, own):
+            what = f"{file} belongs to {own}: with all rules in it, that would have them twice"
+            raise UsageError(what, "'mcrelay save' writes each rule into the file that has it")
         running = _rules(client)[1]
     change = config_text.save(file, running)
     if as_json:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from mcrelay.cli_options import finite
+from mcrelay.cli_options import Number, finite
 from mcrelay.cli_print import print_json, print_line
 from mcrelay.places import SYSTEM_SOCKET, find_socket
 
@@ -47,7 +47,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs."),
         click.option(
             "--seconds",
-            type=click.FloatRange(0.1, 3600),
+            type=Number(0.1, 3600),
             callback=finite,
             default=DEFAULT_SECONDS,
             show_default=True,

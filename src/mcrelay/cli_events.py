@@ -6,6 +6,7 @@ hooks.py runs a program for them.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,8 +18,8 @@ import click
 
 from mcrelay import cells
 from mcrelay.api import EVENT_KINDS, Event, EventKind
-from mcrelay.cli_options import json_option, socket_option
-from mcrelay.cli_print import print_json, print_line
+from mcrelay.cli_options import Whole, json_option, socket_option
+from mcrelay.cli_print import complain, print_json, print_line
 from mcrelay.cli_tap import until_stopped
 from mcrelay.client import Client
 from mcrelay.errors import Unavailable, UsageError
@@ -46,7 +47,7 @@ COLOURS: Final = {
 @click.option(
     "--only", "kinds", multiple=True, type=click.Choice(EVENT_KINDS), help="Of this kind; may be given several times."
 )
-@click.option("--count", type=click.IntRange(1), metavar="N", help="End after N events.")
+@click.option("--count", type=Whole(1), metavar="N", help="End after N events.")
 @click.option(
     "--run", "program", metavar="PROGRAM", help="Run a program for each: PROGRAM KIND SUBJECT, JSON on stdin."
 )
@@ -61,9 +62,11 @@ def events(kinds: tuple[EventKind, ...], count: int | None, program: str | None,
               mcrelay events --only interface_down --only loss --run ./alert
     """
     if program is not None and shutil.which(program) is None:
+        if os.path.isfile(program):
+            raise UsageError(f"--run {program}: you may not execute it", f"chmod +x {program}")
         raise UsageError(f"--run {program}: there is no such program", "give the path of an executable file")
     with until_stopped(), ExitStack() as stack:
-        hook = stack.enter_context(Hook(program, _complain)) if program else None
+        hook = stack.enter_context(Hook(program, complain)) if program else None
         for event in _follow(path, kinds, count):
             if as_json:
                 print_json(event, indent=0)
@@ -79,10 +82,6 @@ def _line(event: Event) -> str:
     return f"{at.isoformat(timespec='milliseconds')}  {kind}  {cells.printable(f'{event.subject}: {event.text}')}"
 
 
-def _complain(text: str) -> None:
-    click.echo(f"mcrelay: {text}", err=True)
-
-
 def _follow(path: str, kinds: tuple[EventKind, ...], count: int | None) -> Iterator[Event]:
     """Without end or `count` of them. Unavailable if there is no daemon, or none again."""
     lost_at: float | None = None
@@ -92,7 +91,7 @@ def _follow(path: str, kinds: tuple[EventKind, ...], count: int | None) -> Itera
             try:
                 for happened in client.events(kinds, patience_s=LOOK_S):
                     if lost_at is not None:
-                        _complain("the daemon is back; what happened meanwhile is not told")
+                        complain("the daemon is back; what happened meanwhile is not told")
                         lost_at = None
                     for event in happened.events:
                         yield event

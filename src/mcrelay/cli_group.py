@@ -34,4 +34,4 @@ def _refusal(typed: str, begun: Sequence[str], names: Sequence[str]) -> str:
     if begun:
         return f"{typed!r} may be {', '.join(begun[:-1])} or {begun[-1]}"
     near = difflib.get_close_matches(typed, names, n=1)
-    return f"No such command {typed!r}" + (f", did you mean {near[0]!r}?" if near else ".")
+    return f"No such command {typed!r}" + (f"; did you mean {near[0]!r}?" if near else ".")

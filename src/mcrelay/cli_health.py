@@ -14,7 +14,7 @@ from mcrelay import cells
 from mcrelay.cli_options import json_option, socket_option
 from mcrelay.cli_print import print_json, print_line
 from mcrelay.client import Client
-from mcrelay.errors import EXIT_CODES, Busy
+from mcrelay.errors import EXIT_CODES, Busy, Unavailable
 from mcrelay.health import Health, judge
 from mcrelay.messages import ProcessFacts
 
@@ -32,8 +32,13 @@ def health(strict: bool, as_json: bool, path: str) -> None:
     \b
     Example: mcrelay health || systemctl restart mcrelay
     """
-    with Client(path) as client:
-        found = _ask(client)
+    try:
+        with Client(path) as client:
+            found = _ask(client)
+    except Unavailable as error:
+        if as_json:
+            print_json(Health(status="failing", reasons=(error.message,)))
+        raise
     if as_json:
         print_json(found)
     else:

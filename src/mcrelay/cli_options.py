@@ -11,6 +11,18 @@ import click
 from mcrelay.places import SYSTEM_SOCKET, find_socket
 
 
+class Whole(click.IntRange):
+    """A whole number, and called that in errors."""
+
+    name = "whole number"
+
+
+class Number(click.FloatRange):
+    """A number, and called that in errors."""
+
+    name = "number"
+
+
 def socket_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--socket",

@@ -7,6 +7,7 @@ same text without. What others have named reaches a terminal only as printable c
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from mcrelay import cells
 from mcrelay.codec import json_text, to_json
 
 ENVELOPE: Final = ("type", "id", "more")  # fields of a reply that belong to the connection
+LINE_BREAK: Final = re.compile(r"\s*[\r\n]\s*")
 # Of rules and of processes.
 STATE_COLOURS: Final = {
     "active": "green",
@@ -29,8 +31,8 @@ STATE_COLOURS: Final = {
 
 
 def colours() -> bool | None:
-    """What click.echo takes as `color`: no colours, or those of a terminal."""
-    return False if os.environ.get("NO_COLOR") else None
+    """What click.echo takes as `color`: no colours, or those of a terminal that has some."""
+    return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
 
 
 def document_of(value: object) -> Any:
@@ -49,6 +51,11 @@ def print_json(value: object, *, indent: int = 2) -> None:
 def print_line(text: str, *, err: bool = False) -> None:
     """A line that may have styles."""
     click.echo(text, err=err, color=colours())
+
+
+def complain(text: str) -> None:
+    """An error or a remark: one line on standard error, whatever the texts in it are."""
+    click.echo(f"mcrelay: {cells.printable(LINE_BREAK.sub(' ', text))}", err=True)
 
 
 def print_table(rows: Sequence[Sequence[str]], *, state: int | None = None) -> None:

@@ -11,11 +11,10 @@ from typing import Any, Final
 import click
 import msgspec
 
-from mcrelay import cli_log
+from mcrelay import cli_log, host
+from mcrelay.cli_options import Whole
 from mcrelay.config import Configuration
-from mcrelay.cores import choose_cores
 from mcrelay.endpoint import parse_endpoint
-from mcrelay.errors import UsageError
 from mcrelay.limits import (
     LATENCY_BUDGET_US_DEFAULT,
     LATENCY_BUDGET_US_MAX,
@@ -25,8 +24,9 @@ from mcrelay.limits import (
 from mcrelay.messages import LogSettings
 from mcrelay.options import Options
 from mcrelay.places import SYSTEM_SOCKET, VARIABLE, user_socket
+from mcrelay.process import find_user
 from mcrelay.rootless import check_cores, check_ring
-from mcrelay.settings import METRICS_RULES_DEFAULT, RING_MIB_MAX, DaemonSection, LogFormat, Settings
+from mcrelay.settings import METRICS_RULES_DEFAULT, RING_MIB_MAX, DaemonSection, LogFormat
 
 # Options by the names that the file has for them; those that are not given have no value.
 SWITCHES: Final = ("rootless", "busy_poll")
@@ -48,7 +48,7 @@ SWITCHES: Final = ("rootless", "busy_poll")
     is_flag=True,
     help="Use no privilege: ordinary UDP sockets, which get only what this host's kernel accepts.",
 )
-@click.option("--workers", type=int, metavar="N", help="Data plane workers, one per core [default: all cores].")
+@click.option("--workers", type=Whole(), metavar="N", help="Data plane workers, one per core [default: all cores].")
 @click.option("--cores", metavar="LIST", help="The cores for them, for example 0,2-3.")
 @click.option("--user", metavar="NAME", help="Who workers run as [default: mcrelay if it exists, else nobody].")
 @click.option(
@@ -65,14 +65,14 @@ SWITCHES: Final = ("rootless", "busy_poll")
 )
 @click.option(
     "--ring-mib",
-    type=click.IntRange(1, RING_MIB_MAX),
+    type=Whole(1, RING_MIB_MAX),
     show_default=str(RING_MEMORY_DEFAULT // 2**20),
     metavar="N",
     help="MiB of kernel memory for each ring: one per worker and ingress interface.",
 )
 @click.option(
     "--latency-budget-us",
-    type=click.IntRange(0, LATENCY_BUDGET_US_MAX),
+    type=Whole(0, LATENCY_BUDGET_US_MAX),
     show_default=str(LATENCY_BUDGET_US_DEFAULT),
     metavar="N",
     help="How long a packet may wait for others at high rates, which then cost less together; 0: none waits.",
@@ -85,7 +85,7 @@ SWITCHES: Final = ("rootless", "busy_poll")
 )
 @click.option(
     "--metrics-rules",
-    type=click.IntRange(0, RULES_MAX),
+    type=Whole(0, RULES_MAX),
     show_default=str(METRICS_RULES_DEFAULT),
     metavar="N",
     help="Rules that have metrics of their own; those of the others are summed up.",
@@ -122,41 +122,43 @@ def run(
     from mcrelay import config_files, service
 
     alone = given["workers"] is None and given["cores"] is None
-    loaded = Configuration(Settings(), ()) if config is None else config_files.load(config, alone=alone)
+    loaded = Configuration() if config is None else config_files.load(config, alone=alone)
     logs = cli_log.log_settings(loaded.settings.log, log_levels, log_format, debug=debug)
-    service.run(make_options(loaded.settings, config, given, logs, restore=False if no_restore else None))
+    service.run(make_options(loaded, config, given, logs, restore=False if no_restore else None))
 
 
 def make_options(
-    settings: Settings, config: str | None, given: dict[str, Any], logs: LogSettings, *, restore: bool | None
+    loaded: Configuration, config: str | None, given: dict[str, Any], logs: LogSettings, *, restore: bool | None
 ) -> Options:
     """`given` are the command line's, by the names of the file's settings; those that are not given are None or, of
-    switches, False. UsageError if they, or they and the file, do not go together or with this machine."""
+    switches, False. UsageError if they, or they and the file, do not go together or with this machine; ConfigError
+    where that is the file's."""
+    settings = loaded.settings
     chosen = {
         key: value for key, value in given.items() if value is not None and not (key in SWITCHES and value is False)
     }
-    listen, what = settings.metrics.listen, f"{config}: metrics.listen"
-    if "metrics" in chosen:
-        listen, what = chosen.pop("metrics"), "--metrics"
+    listen = chosen.pop("metrics", settings.metrics.listen)
     metrics_rules = chosen.pop("metrics_rules", settings.metrics.rules_max)
     if {"workers", "cores"} & chosen.keys():  # either says what the other would
         chosen = {"workers": None, "cores": None, **chosen}
     daemon = msgspec.structs.replace(settings.daemon, **chosen)
     if restore is not None:
         daemon = msgspec.structs.replace(daemon, restore=restore)
+    of_cores = [] if "cores" in chosen else host.CORES  # else the command line says how many there are
+    with loaded.answers_for(*of_cores):
+        if daemon.rootless:
+            check_cores(daemon.workers, daemon.cores)
+        names = [f"--{key}" if "cores" in chosen else f"daemon.{key}" for key in ("workers", "cores")]
+        cores = host.cores_of(daemon, *names)
+    for number in settings.worker:
+        with loaded.answers_for(("worker", number)):
+            host.check_worker(number, len(cores))
     if daemon.rootless:
-        check_cores(daemon.workers, daemon.cores)
-        check_ring(is_given=daemon.ring_mib != DaemonSection().ring_mib or "ring_mib" in chosen)
-        if daemon.cores is None:
-            daemon = msgspec.structs.replace(daemon, workers=1)
-    of_workers, of_cores = (f"--{key}" if key in chosen else f"{config}: daemon.{key}" for key in ("workers", "cores"))
-    available = sorted(os.sched_getaffinity(0))
-    cores = choose_cores(available, daemon.workers, daemon.cores, of_workers=of_workers, of_cores=of_cores)
-    if unknown := [number for number in settings.worker if int(number) >= len(cores)]:
-        raise UsageError(
-            f"{config}: [worker.{unknown[0]}]: there are workers 0 to {len(cores) - 1}",
-            "remove it, or have more workers",
-        )
+        with loaded.answers_for(*([] if "ring_mib" in chosen else [("daemon", "ring_mib")])):
+            check_ring(is_given=daemon.ring_mib != DaemonSection().ring_mib or "ring_mib" in chosen)
+    elif "user" not in chosen:
+        with loaded.answers_for(*host.USER):
+            find_user(daemon.user, "daemon.user")
     return Options(
         socket=daemon.socket if daemon.socket is not None else user_socket() if daemon.rootless else SYSTEM_SOCKET,
         cores=cores,
@@ -169,7 +171,7 @@ def make_options(
         logs=logs,
         restore=daemon.restore,
         rootless=daemon.rootless,
-        metrics=None if listen is None else parse_endpoint(listen, what),
+        metrics=None if listen is None else parse_endpoint(listen),
         metrics_rules=metrics_rules,
         config=None if config is None else os.path.abspath(config),
         settings=settings,

@@ -24,7 +24,7 @@ import click
 
 from mcrelay import __version__
 from mcrelay.api import Tapped, TappedPacket
-from mcrelay.cli_options import json_option, socket_option
+from mcrelay.cli_options import Number, Whole, json_option, socket_option
 from mcrelay.client import Client
 from mcrelay.errors import Error, UsageError
 from mcrelay.limits import TAP_BYTES_DEFAULT, TAP_BYTES_MAX
@@ -40,7 +40,7 @@ SILENCE_S: Final = 5.0  # after which we say so
 @click.argument("rule", metavar="NAME|ID")
 @click.option(
     "--count",
-    type=click.IntRange(0),
+    type=Whole(0),
     default=COUNT_DEFAULT,
     show_default=True,
     metavar="N",
@@ -49,7 +49,7 @@ SILENCE_S: Final = 5.0  # after which we say so
 @click.option("--payload", is_flag=True, help="Show the payload, too, as far as --snap-length goes.")
 @click.option(
     "--snap-length",
-    type=click.IntRange(0, TAP_BYTES_MAX),
+    type=Whole(0, TAP_BYTES_MAX),
     default=TAP_BYTES_DEFAULT,
     show_default=True,
     metavar="N",
@@ -81,11 +81,11 @@ def trace(rule: str, count: int, payload: bool, snap_length: int, as_json: bool,
 @click.command()
 @click.argument("rule", metavar="NAME|ID")
 @click.option("-w", "--write", "file", required=True, metavar="FILE", help="Where to; - is standard output.")
-@click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many packets [default: with Ctrl-C].")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), metavar="S", help="End after so many seconds.")
+@click.option("--count", type=Whole(1), metavar="N", help="End after so many packets [default: with Ctrl-C].")
+@click.option("--seconds", type=Number(0, min_open=True), metavar="S", help="End after so many seconds.")
 @click.option(
     "--snap-length",
-    type=click.IntRange(1, TAP_BYTES_MAX),
+    type=Whole(1, TAP_BYTES_MAX),
     default=TAP_BYTES_MAX,
     show_default=True,
     metavar="N",

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import click
 
-from mcrelay.cli_options import finite, socket_option
+from mcrelay.cli_options import Number, finite, socket_option
 
 
 @click.command()
 @click.option(
     "--interval",
     "interval_s",
-    type=click.FloatRange(0.2, 60),
+    type=Number(0.2, 60),
     callback=finite,
     default=1.0,
     show_default=True,

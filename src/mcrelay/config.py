@@ -7,32 +7,36 @@ meant for is found at once, and each says where it is and what would be right. P
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import json
 import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Annotated, Any, Final, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from mcrelay.cells import printable
 from mcrelay.cores import parse_cores
 from mcrelay.cycles import Cycle, look_for_cycle
-from mcrelay.endpoint import parse_endpoint
-from mcrelay.errors import BadConfig, RuleError, UsageError
+from mcrelay.endpoint import check_socket_path, parse_endpoint
+from mcrelay.errors import BadConfig, Error, RuleError, UsageError
 from mcrelay.levels import DEFAULT, checked
 from mcrelay.limits import RULES_MAX
 from mcrelay.rootless import check_rule
 from mcrelay.rules import Rule, RuleSet, shown
-from mcrelay.ruletext import parse_rule
+from mcrelay.ruletext import check_interface, parse_rule
 from mcrelay.settings import WORKER, InterfaceSection, RuleSection, Section, Settings, WorkerSection
 
 Path = tuple[str | int, ...]  # of a value in a document: keys, and positions in lists
 S = TypeVar("S")
 
 PROBLEMS_MAX: Final = 50  # that are told at once
+BYTE_ORDER_MARK: Final = "\ufeff"
 
 BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 TABLE: Final = re.compile(r"\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
@@ -40,8 +44,9 @@ KEY: Final = re.compile(
     r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*="""
 )
 KEY_PART: Final = re.compile(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""")
-UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<key>.*)`")
-MISSING: Final = re.compile(r"Object missing required field `(?P<key>.*)`")
+UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<key>.*)`", re.DOTALL)
+MISSING: Final = re.compile(r"Object missing required field `(?P<key>.*)`", re.DOTALL)
+CHOICE: Final = re.compile(r"Invalid enum value '(?P<text>.*)'", re.DOTALL)
 STEP: Final = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 WORDS: Final = {
     "int": "a whole number",
@@ -50,6 +55,23 @@ WORDS: Final = {
     "bool": "true or false",
     "object": "a table",
     "array": "a list",
+}
+
+
+def _check_user(text: str, what: str) -> None:
+    """Whether there is such a user, only the host knows."""
+    if text in ("", "root"):
+        raise UsageError(
+            f"{what} {text!r}: workers do not run as {text or 'nobody in particular'}", "name another user"
+        )
+
+
+# Values whose text has a form.
+TEXTS: Final[Mapping[tuple[str, str], Callable[[str, str], object]]] = {
+    ("daemon", "socket"): check_socket_path,
+    ("daemon", "cores"): parse_cores,
+    ("daemon", "user"): _check_user,
+    ("metrics", "listen"): parse_endpoint,
 }
 # What is a section of its own in a table of many.
 BY_NAME: Final[Mapping[str, type[Section]]] = {"interface": InterfaceSection, "worker": WorkerSection}
@@ -66,7 +88,8 @@ class Problem:
 
     @property
     def place(self) -> str:
-        return self.file if self.line is None else f"{self.file}:{self.line}"
+        file = printable(self.file)
+        return file if self.line is None else f"{file}:{self.line}"
 
     def __str__(self) -> str:
         return f"{self.place}: {self.what}; {self.remedy}"
@@ -84,10 +107,30 @@ class ConfigError(BadConfig):
 
 @dataclass(frozen=True)
 class Configuration:
-    """What the files say together."""
+    """What the files say together, and where."""
 
-    settings: Settings
-    rules: tuple[Rule, ...]
+    settings: Settings = field(default_factory=Settings)
+    rules: tuple[Rule, ...] = ()
+    documents: Sequence[_Document] = field(default=(), compare=False, repr=False)
+
+    def problem(self, paths: Iterable[Path], error: Error) -> Problem | None:
+        """At the last of these values that is given; None if none is."""
+        for document in reversed(self.documents):
+            for path in paths:
+                if document.has(path):
+                    return document.problem(path, error.message, error.hint)
+        return None
+
+    @contextlib.contextmanager
+    def answers_for(self, *paths: Path) -> Iterator[None]:
+        """What is refused meanwhile is wrong with the file, if it has one of these values."""
+        try:
+            yield
+        except UsageError as error:
+            problem = self.problem(paths, error)
+            if problem is None:
+                raise
+            raise ConfigError([problem]) from None
 
 
 def read(files: Iterable[tuple[str, bytes]], *, alone: bool = True) -> Configuration:
@@ -104,6 +147,7 @@ class Reading:
 
     def __init__(self, files: Iterable[tuple[str, bytes]], *, alone: bool = True) -> None:
         self._files = list(files)
+        self._is_full = False
         self._alone = alone
         self._documents: list[_Document] = []
         self._problems: list[Problem] = []
@@ -120,7 +164,7 @@ class Reading:
         for document in self._documents:
             for index, section in document.rules:
                 yield
-                if len(self._problems) < PROBLEMS_MAX:
+                if len(self._problems) < PROBLEMS_MAX and not self._is_full:
                     self._take(document, index, section)
         if not self._problems:
             yield from self._find_cycle()
@@ -134,17 +178,17 @@ class Reading:
         merged: dict[str, Any] = {}
         for document in self._documents:
             _merge(merged, {key: value for key, value in document.values.items() if key != "rule"})
-        settings = msgspec.convert(merged, Settings)
-        found = [
-            self._problem(*one)
-            for one in _contradictions(settings, alone=self._alone)
-            if any(map(self._is_given, one[0]))
+        found = Configuration(msgspec.convert(merged, Settings), tuple(self._rules), self._documents)
+        problems = [
+            problem
+            for paths, error in _contradictions(found.settings, alone=self._alone)
+            if (problem := found.problem(paths, error))
         ]
-        if settings.daemon.rootless:
-            found += self._beyond_rootless()
-        if found:
-            raise ConfigError(found[:PROBLEMS_MAX])
-        return Configuration(settings, tuple(self._rules))
+        if found.settings.daemon.rootless:
+            problems += self._beyond_rootless()
+        if problems:
+            raise ConfigError(problems[:PROBLEMS_MAX])
+        return found
 
     def _beyond_rootless(self) -> Iterator[Problem]:
         """What no host allows without privilege."""
@@ -155,16 +199,6 @@ class Reading:
             except RuleError as error:
                 yield document.problem(("rule", index), error.message, error.hint)
 
-    def _is_given(self, path: Path) -> bool:
-        return any(document.has(path) for document in self._documents)
-
-    def _problem(self, paths: Sequence[Path], what: str, remedy: str) -> Problem:
-        """At the last of these values that is given."""
-        document, path = next(
-            (document, path) for document in reversed(self._documents) for path in paths if document.has(path)
-        )
-        return document.problem(path, what, remedy)
-
     def _take(self, document: _Document, index: int, section: RuleSection) -> None:
         try:
             rule = parse_rule(section.input, section.outputs, section.name)
@@ -172,7 +206,8 @@ class Reading:
                 if other:
                     raise _said_twice(rule, other, *self._places[other.id])
             if len(self._rules) == RULES_MAX:
-                raise RuleError("there are too many rules", f"at most {RULES_MAX} are possible")
+                self._is_full = True
+                raise RuleError("from here on there are too many rules", f"at most {RULES_MAX} are possible")
         except RuleError as error:
             self._problems.append(document.rule_problem(index, section, error))
         else:
@@ -188,23 +223,24 @@ class Reading:
             self._problems.append(document.problem(("rule", index), cycle.message, cycle.hint))
 
 
-def _contradictions(settings: Settings, *, alone: bool) -> Iterator[tuple[Sequence[Path], str, str]]:
-    """Values that are fine, but not together: where, what, and what would be right. Where none of it is given, the
-    defaults give way."""
+def _contradictions(settings: Settings, *, alone: bool) -> Iterator[tuple[Sequence[Path], UsageError]]:
+    """Values that are fine, but not together: where, and why. Where none of it is given, the defaults give way."""
     daemon, events = settings.daemon, settings.events
     if daemon.workers is not None and daemon.cores is not None:
-        yield [("daemon", "cores"), ("daemon", "workers")], "daemon.workers and daemon.cores are both given", "keep one"
+        error = UsageError("daemon.workers and daemon.cores are both given", "keep one")
+        yield [("daemon", "cores"), ("daemon", "workers")], error
     workers = daemon.workers if daemon.cores is None else len(parse_cores(daemon.cores))
     for number in settings.worker if alone else ():
         if workers is not None and int(number) >= workers:
             what = f"[worker.{number}]: there are workers 0 to {workers - 1}"
-            yield [("worker", number)], what, "remove it, or have more workers"
+            yield [("worker", number)], UsageError(what, "remove it, or have more workers")
     if daemon.rootless and workers is not None and workers > 1:
         what = "daemon.rootless has one data plane worker: of several, each would get all of a group's datagrams"
-        yield [("daemon", "workers"), ("daemon", "cores")], what, "leave out daemon.workers, and name one core if any"
+        error = UsageError(what, "leave out daemon.workers, and name one core if any")
+        yield [("daemon", "workers"), ("daemon", "cores")], error
     if events.stopped_s < events.silent_s:
         what = f"events.stopped_s is {events.stopped_s:g}, and events.silent_s {events.silent_s:g}"
-        yield [("events", "stopped_s")], what, "a flow is silent before it has stopped"
+        yield [("events", "stopped_s")], UsageError(what, "a flow is silent before it has stopped")
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -254,7 +290,11 @@ class _Document:
         try:
             text = content.decode()
             self.lines = text.split("\n")
-            self.values = tomllib.loads(text)
+            if text.startswith(BYTE_ORDER_MARK):
+                remedy = "save the file as UTF-8 without one"
+                self.problems.append(Problem(name, 1, "this begins with a byte order mark", remedy))
+            else:
+                self.values = tomllib.loads(text)
         except UnicodeDecodeError as error:
             line = content[: error.start].count(b"\n") + 1
             self.problems.append(Problem(name, line, "this is not UTF-8", "save the file as UTF-8 text"))
@@ -290,8 +330,7 @@ class _Document:
             if key in BY_NAME and isinstance(value, dict):
                 for name, section in value.items():
                     self._convert(section, BY_NAME[key], (key, name))
-                if key == "worker":
-                    self._check_numbers(value)
+                    self._check_name(key, name)
             elif key == "rule" and isinstance(value, list):
                 for index, section in enumerate(value):
                     yield
@@ -304,10 +343,10 @@ class _Document:
                 found = self._convert({key: value}, Settings, ())
                 if key == "log" and isinstance(value, dict) and isinstance(levels := value.get("levels"), dict):
                     self._check_components(levels)
-                if key == "metrics" and found and found.metrics.listen is not None:
-                    self._check_text(("metrics", "listen"), found.metrics.listen, parse_endpoint)
-                if key == "daemon" and found and found.daemon.cores is not None:
-                    self._check_text(("daemon", "cores"), found.daemon.cores, parse_cores)
+                for path, parse in TEXTS.items() if found else ():
+                    text = getattr(getattr(found, path[0]), path[1])
+                    if path[0] == key and text is not None:
+                        self._check_text(path, text, parse)
 
     def _check_components(self, named: Iterable[str]) -> None:
         for component in named:
@@ -318,15 +357,24 @@ class _Document:
 
     def _check_text(self, path: Path, text: str, parse: Callable[[str, str], object]) -> None:
         try:
-            parse(text, str(path[-1]))
+            parse(text, _spell(path))
         except UsageError as error:
             self.problems.append(self.problem(path, error.message, error.hint))
 
-    def _check_numbers(self, workers: Iterable[str]) -> None:
-        for number in workers:
-            if not re.fullmatch(WORKER, number):
-                what = f"there is no worker {shown(number)}"
-                self.problems.append(self.problem(("worker", number), what, "workers have numbers, from 0 on"))
+    def _check_name(self, table: str, name: str) -> None:
+        path = (table, name)
+        if table == "worker" and not re.fullmatch(WORKER, name):
+            what = f"there is no worker {shown(name)}"
+            self.problems.append(self.problem(path, what, "workers have numbers, from 0 on"))
+        if table == "interface":
+            try:
+                check_interface(name, "[interface]")
+                if name.endswith("+"):
+                    raise RuleError(
+                        f"[interface]: {shown(name)} is a pattern", "give each interface a table of its own"
+                    )
+            except RuleError as error:
+                self.problems.append(self.problem(path, error.message, error.hint))
 
     def _convert(self, value: Any, into: type[S], path: Path) -> S | None:
         """None if it is not of that type, and a problem more for each key that is wrong."""
@@ -340,33 +388,35 @@ class _Document:
                 for key, one in value.items():
                     self._convert(one, of_each, (*path, key))
             else:
-                self.problems.append(self._explain(str(error), path))
+                self.problems.append(self._explain(str(error), path, _choices(into)))
             return None
 
     def _convert_keys(self, table: dict[str, Any], into: type[Section], path: Path) -> None:
         kinds = _kinds(into)
-        for field in msgspec.structs.fields(into):
-            if field.required and field.name not in table:
-                self.problems.append(self._explain(f"Object missing required field `{field.name}`", path))
+        for known in msgspec.structs.fields(into):
+            if known.required and known.name not in table:
+                self.problems.append(self._explain(f"Object missing required field `{known.name}`", path))
         for key, value in table.items():
             if key not in kinds:
                 self.problems.append(self._explain(f"Object contains unknown field `{key}`", path))
             else:
                 self._convert(value, kinds[key], (*path, key))
 
-    def _explain(self, why: str, path: Path) -> Problem:
-        """The library's complaint in the words of the file."""
+    def _explain(self, why: str, path: Path, choices: Sequence[str] = ()) -> Problem:
+        """The library's complaint in the words of the file; `choices` are the texts that are possible there, if it is
+        about one of few."""
         what, _at, where = why.partition(" - at `")
         steps = [key or number for key, number in STEP.findall(where.removesuffix("`"))]
         full = (*path, *(int(step) if step.isdigit() else step for step in steps if step != "..."))
         if found := UNKNOWN.match(what):
             key = found["key"]
             known = _keys(full)
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
-            return self.problem((*full, key), f"unknown key {shown(key)}{_in(full)}", hint)
+            return self.problem((*full, key), f"unknown key {shown(key)}{_in(full)}", _nearest(key, known))
         if found := MISSING.match(what):
             return self.problem(full, f"there is no {found['key']!r}{_in(full)}", "add it; see mcrelay.toml(5)")
+        if choices and (found := CHOICE.fullmatch(what)):
+            what = f"{_spell(full)}: there is no {shown(found['text'])}"
+            return self.problem(full, what, _nearest(found["text"], choices))
         what = re.sub(r"`([a-z |]+)`", lambda m: _in_words(m[1].split(" | ")), what)
         what = f"{what[:1].lower()}{what[1:]}".replace("`", "")
         return self.problem(full, f"{_spell(full)}: {what}", "see mcrelay.toml(5)")
@@ -445,6 +495,18 @@ def _keys(path: Path) -> list[str]:
     return list(section.__struct_fields__)
 
 
+def _choices(kind: Any) -> tuple[str, ...]:
+    """The texts that a value of this type may be, if they are few."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return tuple(choice for part in get_args(kind) for choice in _choices(part))
+
+
+def _nearest(text: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(text, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
+
+
 def _in_words(types: Iterable[str]) -> str:
     """A key that may be left out is never null in TOML."""
     return " or ".join(WORDS.get(name, name) for name in types if name != "null")
@@ -453,7 +515,7 @@ def _in_words(types: Iterable[str]) -> str:
 def _spell(path: Path) -> str:
     """As one writes it in TOML."""
     keys = map(str, (path[0], *path[2:]) if path[0] == "rule" else path)
-    return ".".join(key if BARE_KEY.fullmatch(key) else f'"{key}"' for key in keys)
+    return ".".join(key if BARE_KEY.fullmatch(key) else json.dumps(printable(key), ensure_ascii=False) for key in keys)
 
 
 def _in(path: Path) -> str:

@@ -18,6 +18,7 @@ from mcrelay.limits import FILES_MAX
 
 SYSTEM_FILE: Final = "/etc/mcrelay/mcrelay.toml"
 DROP_INS: Final = "conf.d"
+STANDARD_INPUT: Final = ("-", "/dev/stdin")
 SIZE_MAX: Final = 8 * 1024 * 1024  # bytes of one
 
 
@@ -26,17 +27,30 @@ class FileError(BadConfig):
 
 
 def names(path: str) -> list[str]:
-    """The file and its drop-ins, in their order. FileError if there are too many."""
+    """The file and its drop-ins, in their order; standard input has none. FileError if they cannot be had, or are too
+    many."""
+    if path in STANDARD_INPUT:
+        return [path]
     directory = Path(path).parent / DROP_INS
     try:
         drop_ins = sorted(str(entry) for entry in directory.iterdir() if _is_drop_in(entry.name))
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         drop_ins = []
     except OSError as error:
+        if not os.path.lexists(directory):  # the file is no more there
+            return [path]
         raise FileError(f"cannot read {directory}: {error.strerror}", "check its owner and mode") from None
     if len(drop_ins) >= FILES_MAX:
         raise FileError(f"{directory} has {len(drop_ins)} files", f"at most {FILES_MAX - 1} are possible")
     return [path, *drop_ins]
+
+
+def is_drop_in(path: str, main: str) -> bool:
+    """Whether `path` is, or would be, a drop-in of the file `main`."""
+    directory = os.path.join(os.path.dirname(os.path.realpath(main)), DROP_INS)
+    return os.path.dirname(os.path.realpath(path)) == os.path.realpath(directory) and _is_drop_in(
+        os.path.basename(path)
+    )
 
 
 def _is_drop_in(name: str) -> bool:
@@ -67,6 +81,13 @@ def _open(name: str) -> int:
         os.close(descriptor)
         raise FileError(f"{name} is not a file", "give the name of a TOML file")
     return descriptor
+
+
+def _standard_input() -> int:
+    try:
+        return os.dup(0)
+    except OSError as error:
+        raise FileError(f"cannot read standard input: {error.strerror}", "give the name of a file") from None
 
 
 def _check_trust(name: str, descriptor: int) -> None:
@@ -115,7 +136,7 @@ def read_files(path: str, *, new: bool = False) -> list[tuple[str, bytes]]:
         if new and name == path and not os.path.exists(path):
             found.append((name, b""))
             continue
-        descriptor = _open(name)
+        descriptor = _standard_input() if name in STANDARD_INPUT else _open(name)
         try:
             found.append((name, _content(name, descriptor)))
         finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import tempfile
 from collections.abc import Container, Iterable
 from typing import Final
@@ -21,11 +22,12 @@ from tomlkit.items import AoT, Array, Table
 from mcrelay import config_files
 from mcrelay.config import ConfigError, read, rule_tables
 from mcrelay.declared import Difference, difference
-from mcrelay.errors import Error, SystemRefusal
+from mcrelay.errors import BadConfig, SystemRefusal, UsageError
 from mcrelay.rules import Rule
 from mcrelay.ruletext import parse_input, parse_output
 
 NEW_MODE: Final = 0o644
+INLINE: Final = re.compile(r"""\s*["']?rule["']?\s*=""")
 BY_HAND: Final = "write its rules as [[rule]] tables, or change it by hand"
 
 
@@ -34,27 +36,29 @@ def save(path: str, running: Iterable[Rule]) -> Difference:
     if they are not as they should be, SystemRefusal if they cannot be written; unless that says what was, nothing has
     changed then."""
     running = list(running)
+    if path in config_files.STANDARD_INPUT:
+        raise UsageError(f"nothing can be saved to {path}", "give the name of a file")
     files = config_files.read_files(path, new=True)
     before = read(files)
     change = difference(before.rules, running)
     if not change:
         return change
     try:
-        saved = [(name, content, _edit(content, change, add=name == path)) for name, content in files]
+        saved = [(name, content, _edit(name, content, change, add=name == path)) for name, content in files]
         after = read((name, text) for name, _content, text in saved)
     except (TOMLKitError, ConfigError) as error:
-        raise Error(f"{path} is written in a way that cannot be changed: {error}", BY_HAND) from None
+        raise BadConfig(f"{path} is written in a way that cannot be changed: {error}", BY_HAND) from None
     if difference(after.rules, running) or after.settings != before.settings:
-        raise Error(f"{path} is written in a way that cannot be changed", BY_HAND)
+        raise BadConfig(f"{path} is written in a way that cannot be changed", BY_HAND)
     _replace([(name, text) for name, content, text in saved if text != content])
     return change
 
 
-def _edit(content: bytes, change: Difference, *, add: bool) -> bytes:
+def _edit(name: str, content: bytes, change: Difference, *, add: bool) -> bytes:
     gone = {rule.id for rule in change.removed}
     changed = {after.id: (before, after) for before, after in change.changed}
-    document = tomlkit.parse(_without(gone, content))
-    for table in _tables(document):
+    document = tomlkit.parse(_without(gone, name, content))
+    for table in _tables(name, document):
         if pair := changed.get(_id(table)):
             before, after = pair
             _set_name(table, after)
@@ -64,21 +68,22 @@ def _edit(content: bytes, change: Difference, *, add: bool) -> bytes:
     return (_with(change.added, text) if add else text).encode()
 
 
-def _without(gone: Container[str], content: bytes) -> str:
+def _without(gone: Container[str], name: str, content: bytes) -> str:
     """The text without the tables of these rules. The library would take the comments behind them, too."""
     text = content.decode()
-    ids = [_id(table) for table in _tables(tomlkit.parse(text))]
+    ids = [_id(table) for table in _tables(name, tomlkit.parse(text))]
     lines = rule_tables(content)
     dropped = {line for rule_id, table in zip(ids, lines, strict=False) if rule_id in gone for line in table}
     return "\n".join(line for number, line in enumerate(text.split("\n"), 1) if number not in dropped)
 
 
-def _tables(document: tomlkit.TOMLDocument) -> Iterable[Table]:
+def _tables(name: str, document: tomlkit.TOMLDocument) -> Iterable[Table]:
     rules = document.get("rule")
     if isinstance(rules, AoT):
         return rules
     if rules:
-        raise Error("the rules are not written as [[rule]] tables", BY_HAND)
+        written = (number for number, line in enumerate(document.as_string().split("\n"), 1) if INLINE.match(line))
+        raise BadConfig(f"{name}:{next(written, 1)}: the rules are not written as [[rule]] tables", BY_HAND)
     return ()
 
 

@@ -254,7 +254,7 @@ class ControlPlane:
 
     async def _configure(self, message: Configure, descriptors: list[int]) -> None:
         """Have what the files say, all of it or nothing, and tell the supervisor."""
-        refusal: Error | None = None
+        refusal: Error
         try:
             try:
                 reading = Reading(read_opened(list(zip(message.files, descriptors, strict=True))), alone=False)
@@ -263,14 +263,16 @@ class ControlPlane:
             async for _step in in_turns(reading.steps()):
                 pass
             await self._wait_recorded(message.generation)
-            await self._adoption.adopt(reading.result(), piecemeal=message.occasion == "start")
+            found = reading.result()
+            await self._adoption.adopt(found, piecemeal=message.occasion == "start")
         except Error as error:
             refusal = error
         except Exception as error:  # our mistake, for which the supervisor shall not wait
             log.exception("cannot take up the configuration")
             refusal = Error(f"unexpected: {error!r}", "the daemon's log says more")
-        if refusal is None:
-            self._requests.send(Acknowledge(ticket=message.ticket, settings=self._adoption.settings))
+        else:
+            in_force, wanted = self._adoption.settings, found.settings
+            self._requests.send(Acknowledge(ticket=message.ticket, settings=in_force, wanted=wanted))
             return
         why, hint = refusal.message[:ERROR_MAX], refusal.hint[:ERROR_MAX]
         self._requests.send(Acknowledge(ticket=message.ticket, error=why, hint=hint, code=refusal.code))

@@ -14,12 +14,19 @@ from mcrelay.messages import ProcessFacts
 from mcrelay.settings import LogLevel
 
 
+class Answered(TypedDict):
+    """Of `mcrelay ping`."""
+
+    socket: str
+    took_ms: float
+
+
 class Versions(TypedDict):
-    """Of `mcrelay version`."""
+    """Of `mcrelay version`; without a daemon it is this program's alone."""
 
     client: str
-    daemon: str
-    protocol: int
+    daemon: str | None
+    protocol: int | None
 
 
 class LevelsInForce(TypedDict):
@@ -81,6 +88,7 @@ class CheckedFile(TypedDict):
     """Of `mcrelay check`."""
 
     problems: tuple[Problem, ...]
+    remarks: tuple[Problem, ...]  # what this host does not have, and perhaps the one that the file is for
 
 
 class RuleTexts(TypedDict):

@@ -1,6 +1,7 @@
-"""Endpoint: the address and port that metrics are served at, from the text that a person gives.
+"""Endpoints: the address and port that metrics are served at, and the path of the clients' socket, from the text that a
+person gives.
 
-Pure: whether it can be had, the kernel says (scrape_listener.py).
+Pure: whether they can be had, the kernel says (scrape_listener.py, listener.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ Endpoint = tuple[str, int]  # an address as the kernel writes it, without bracke
 
 EXAMPLE: Final = "write, for example, 127.0.0.1:9478 or [::1]:9478"
 SHOWN_MAX: Final = 64  # characters of a text that is refused
+PATH_MAX: Final = 107  # bytes of a socket's, unix(7)
 
 
 def parse_endpoint(text: str, what: str = "--metrics") -> Endpoint:
@@ -37,3 +39,9 @@ def parse_endpoint(text: str, what: str = "--metrics") -> Endpoint:
 def endpoint_text(endpoint: Endpoint) -> str:
     address, port = endpoint
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def check_socket_path(text: str, what: str = "--socket") -> None:
+    """UsageError, about `what`, if no socket can be bound there."""
+    if not text.startswith("/") or "\0" in text or len(text.encode(errors="surrogateescape")) > PATH_MAX:
+        raise UsageError(f"{what} {text!r} is not possible", f"give an absolute path of up to {PATH_MAX} bytes")

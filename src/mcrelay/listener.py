@@ -23,7 +23,8 @@ from typing import Final
 from mcrelay.acceptor import Acceptor
 from mcrelay.api import Failure
 from mcrelay.codec import encode
-from mcrelay.errors import Error, NotPermitted, UsageError
+from mcrelay.endpoint import check_socket_path
+from mcrelay.errors import Error, NotPermitted
 from mcrelay.process import group_id
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,6 @@ SO_PEERGROUPS: Final = 59
 NGROUPS_MAX: Final = 65536
 GROUP: Final = "mcrelay"
 BACKLOG: Final = 1024  # clients that wait while the control plane is replaced
-PATH_MAX: Final = 107  # bytes, unix(7)
 LOCK_S: Final = 3.0
 CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
@@ -43,11 +43,13 @@ class Listener:
 
     def __init__(self, path: str, inherited: int | None = None, *, private: bool = False) -> None:
         self.path = path
-        if not path.startswith("/") or len(os.fsencode(path)) > PATH_MAX:
-            raise UsageError(f"--socket {path!r} is not possible", f"give an absolute path of up to {PATH_MAX} bytes")
-        gid = group_id(GROUP)
+        check_socket_path(path)
+        gid = None if private else group_id(GROUP)
         self._private = private
-        self._gid = gid if gid is not None and not private else os.getegid()
+        self._gid = os.getegid() if gid is None else gid
+        self._remedy = (
+            "become root, or whoever runs the daemon" if gid is None else f"become root or a member of group {GROUP}"
+        )
         if inherited is not None and not os.path.exists(path):  # somebody removed it
             os.close(inherited)
             inherited = None
@@ -174,7 +176,7 @@ class Listener:
             return pid, uid, gid
         raise NotPermitted(
             f"user {uid} (process {pid}) may not use {self.path}",
-            f"become root or a member of group {self._gid}",
+            self._remedy,
         )
 
 

@@ -201,13 +201,14 @@ class Failed(Message, frozen=True):
 
 class Acknowledge(Message, frozen=True):
     """A worker has done the command with this ticket, or has refused it. Of Configure: the settings that are in force
-    by then."""
+    by then, and those that the files want."""
 
     ticket: Id
     error: LongText | None = None
     hint: LongText = ""
     code: Text = "busy"
     settings: Settings | None = None
+    wanted: Settings | None = None
 
 
 class ApplyRules(Message, frozen=True):

@@ -93,15 +93,21 @@ def identity(user: str | None, *, own: bool = False) -> Identity:
         if user not in (None, name):
             raise UsageError(f"--user {user}: only root can run workers as somebody else", "leave --user out")
         return Identity(os.geteuid(), os.getegid(), name)
+    return find_user(user)
+
+
+def find_user(user: str | None, what: str = "--user") -> Identity:
+    """Of that name, or else mcrelay or nobody. UsageError, about `what`, if there is none, or if it is root."""
     for name in (user,) if user is not None else ("mcrelay", "nobody"):
         try:
             entry = pwd.getpwnam(name)
-        except KeyError:
+        except (KeyError, ValueError):  # as with a NUL in it
             continue
         if entry.pw_uid == 0:
-            raise UsageError(f"--user {name}: workers do not run as root", "name an unprivileged user")
+            raise UsageError(f"{what} {name}: workers do not run as root", "name an unprivileged user")
         return Identity(entry.pw_uid, entry.pw_gid, name)
-    raise UsageError(f"--user {user or 'nobody'}: there is no such user", "'getent passwd' lists the users")
+    shown = "nobody" if user is None else user if user.isprintable() and user else repr(user)
+    raise UsageError(f"{what} {shown}: there is no such user", "'getent passwd' lists the users")
 
 
 def group_id(name: str) -> int | None:

@@ -11,12 +11,14 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from mcrelay import host
 from mcrelay.children import Child
 from mcrelay.config_files import open_files
 from mcrelay.errors import Busy, Error
 from mcrelay.messages import Configure, Occasion
 from mcrelay.options import Options
 from mcrelay.report import Report
+from mcrelay.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -73,3 +75,12 @@ class Reloads:
             patience_s = START_S if occasion == "start" else CONFIGURE_S
             done = await self._control.command(ticket, (message, descriptors), patience_s=patience_s, give=True)
             self.settings = done.settings or self.settings
+            if occasion == "reload" and done.wanted:
+                self._warn(done.wanted)
+
+    def _warn(self, wanted: Settings) -> None:
+        """Of what the next start will be refused for here, and this one was not: a command line may have said other."""
+        before = {str(error) for _paths, error in host.refusals(self.settings)}
+        for _paths, error in host.refusals(wanted):
+            if str(error) not in before:
+                log.warning("a restart will be refused: %s", error)

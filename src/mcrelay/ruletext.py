@@ -370,12 +370,16 @@ def _split_interface(text: str, what: str, form: str) -> tuple[str, str]:
     endpoint, percent, interface = text.rpartition("%")
     if not percent:
         raise RuleError(f"{what} names no interface", f"write {form}")
-    if not INTERFACE.fullmatch(interface) or len(interface.encode()) > 15 or interface in (".", ".."):
-        raise RuleError(
-            f"{what}: {shown(interface)} is not an interface name",
-            "'ip -brief link' lists the interfaces of this host",
-        )
+    check_interface(interface, what)
     return endpoint, interface
+
+
+def check_interface(name: str, what: str) -> None:
+    """RuleError, about `what`, if no interface can have that name."""
+    if not INTERFACE.fullmatch(name) or len(name.encode()) > 15 or name in (".", ".."):
+        raise RuleError(
+            f"{what}: {shown(name)} is not an interface name", "'ip -brief link' lists the interfaces of this host"
+        )
 
 
 def _split_port(text: str, what: str, form: str) -> tuple[str, str]:

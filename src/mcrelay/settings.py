@@ -21,6 +21,10 @@ from mcrelay.limits import (
 
 RING_MIB_MAX: Final = 1024
 WORKER: Final = "^(0|[1-9][0-9]{0,2})$"  # a number, as it is written
+# For editors; ruletext.py has the checks.
+INTERFACE: Final[dict[str, Any]] = {"pattern": r"^[^\s/:%,@]{1,15}$"}
+NAME: Final[dict[str, Any]] = {"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"}
+OUTPUTS: Final[dict[str, Any]] = {"minItems": 1}
 METRICS_RULES_DEFAULT: Final = 1000  # with two outputs each, 16,000 series in 1 MB of text
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -116,10 +120,10 @@ class RuleSection(Section, frozen=True):
 
     input: Annotated[str, Meta(description="[SOURCE@]ADDRESS[/PREFIX]:PORT%INTERFACE[,vlan=N]")]
     output: Annotated[
-        str | tuple[str, ...],
+        str | Annotated[tuple[str, ...], Meta(extra_json_schema=OUTPUTS)],
         Meta(description="ADDRESS[/PREFIX]:PORT%INTERFACE[,KEY=VALUE...], or a list of such."),
     ]
-    name: Annotated[str | None, Meta(description="What to call it.")] = None
+    name: Annotated[Annotated[str, Meta(extra_json_schema=NAME)] | None, Meta(description="What to call it.")] = None
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -133,7 +137,10 @@ class Settings(Section, frozen=True):
     log: LogSection = LogSection()
     metrics: MetricsSection = MetricsSection()
     events: EventsSection = EventsSection()
-    interface: Annotated[dict[str, InterfaceSection], Meta(description="By the interface's name.")] = {}
+    interface: Annotated[
+        dict[Annotated[str, Meta(extra_json_schema=INTERFACE)], InterfaceSection],
+        Meta(description="By the interface's name."),
+    ] = {}
     worker: Annotated[
         dict[Annotated[str, Meta(pattern=WORKER)], WorkerSection],
         Meta(description="By the worker's number, from 0 on."),

@@ -18,7 +18,7 @@ import pytest
 from lab.daemon import Daemon
 from lab.manager import Manager
 from lab.namespaces import wait_until
-from lab.program import PROGRAM
+from lab.program import PROGRAM, run_program
 from lab.topology import INGRESS_ADDRESS, RelayLine
 from lab.traffic import ReceivePlan, SendPlan, start_receiver, start_sender
 from tests.e2e.conftest import StartDaemon
@@ -112,6 +112,12 @@ def test_a_broken_file_changes_nothing_and_the_log_says_where_it_is_broken(start
     assert daemon.json("diff", check=False)["reload"] == []
     file.write_text(TEXT)
     assert daemon.json("diff", check=False)["reload"] == ["log.levels"]
+    file.write_text(TEXT.replace("workers = 1", 'cores = "4095"\nuser = "nobody-of-that-name"'))
+    reload(daemon, "a restart will be refused: daemon.cores 4095: core 4095 is not there for us")
+    daemon.wait_for_log("a restart will be refused: daemon.user nobody-of-that-name: there is no such user")
+    noted = daemon.run("diff", check=False).stderr
+    assert "mcrelay: note: " in noted
+    assert f"{file}:" in noted
     os.kill(daemon.pid, signal.SIGHUP)
     wait_until(lambda: daemon.json("log")["components"] == {"clients": "error"}, 10)
 
@@ -216,6 +222,22 @@ def test_what_runs_and_what_a_file_says_are_compared_applied_and_saved(start: St
     assert "# the one that is kept" in file.read_text()
     assert daemon.run("diff").stdout == ""
 
+    # Only settings wait, and that is a difference, too.
+    other.write_text("[events]\nsilent_s = 2\n" + file.read_text())
+    assert (daemon.run("diff", str(other), check=False).returncode, daemon.run("diff", check=False).returncode) == (
+        1,
+        0,
+    )
+
+    # A drop-in of its own, with all rules in it, would break the next reload.
+    drop_in = file.with_name("conf.d") / "mine.toml"
+    for exists in (False, True):
+        refused = daemon.run("save", str(drop_in), check=False)
+        assert (refused.returncode, f"{drop_in} belongs to {file}" in refused.stderr) == (64, True), refused.stderr
+        assert drop_in.exists() == exists
+        drop_in.parent.mkdir(exist_ok=True)
+        drop_in.touch()
+
 
 def test_wrong_files_are_refused_with_everything_that_is_wrong(start: StartDaemon, file: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.toml"
@@ -227,7 +249,7 @@ def test_wrong_files_are_refused_with_everything_that_is_wrong(start: StartDaemo
     assert done.returncode == 78
     assert done.stderr.count("\n") == 1
     assert "and 1 more" in done.stderr
-    assert subprocess.run([PROGRAM, "check", str(file)], check=False).returncode == 0
+    assert run_program(["check", str(file)], timeout=20).returncode == 0
     daemon = start()
     done = daemon.run("apply", str(wrong), check=False)
     assert done.returncode == 78

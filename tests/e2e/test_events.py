@@ -167,6 +167,9 @@ def test_a_program_is_run_for_each(daemon: Daemon, tmp_path: Path) -> None:
     assert f"failed for rule_added {subjects[0]}: exit code 3" in errors
     done = daemon.run("events", "--run", "/nowhere/hook", check=False)
     assert (done.returncode, "there is no such program" in done.stderr) == (64, True)
+    (tmp_path / "no-program").touch()
+    done = daemon.run("events", "--run", str(tmp_path / "no-program"), check=False)
+    assert (done.returncode, "you may not execute it; chmod +x " in done.stderr) == (64, True)
 
 
 def test_a_subscriber_that_does_not_read_is_dropped(daemon: Daemon) -> None:

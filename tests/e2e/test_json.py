@@ -85,6 +85,7 @@ def test_commands_print_what_their_schemas_say(start: StartDaemon, line: RelayLi
     assert run("list")["rules"][0]["problems"]
     run("workers")
     run("version")
+    run("ping")
     watch = subprocess.Popen(
         [PROGRAM, "stats", "--watch", "--json", "--socket", daemon.socket], stdout=subprocess.PIPE, text=True
     )

@@ -18,6 +18,7 @@ from mcrelay.api import Added, Event, Paused, Removed, Restarted, Stats, Upgrade
 from mcrelay.cli import cli
 from mcrelay.cli_print import ENVELOPE
 from mcrelay.documents import (
+    Answered,
     AppliedFile,
     CheckedFile,
     FileComparison,
@@ -47,6 +48,7 @@ PRINTED: Final[dict[str, Any]] = {
     "restart-worker": Restarted,
     "upgrade": Upgraded,
     "version": Versions,
+    "ping": Answered,
     "check": CheckedFile,
     "diff": FileComparison,
     "apply": AppliedFile,

@@ -150,14 +150,16 @@ def as_user(uid: int, code: str, *arguments: object) -> subprocess.CompletedProc
     return execute([sys.executable, "-c", preparation + code, *arguments])
 
 
-def check_error(result: subprocess.CompletedProcess[str], exit_code: int, *words: str) -> None:
+def check_error(result: subprocess.CompletedProcess[str], exit_code: int, *words: str, output: str = "") -> None:
     """One line that says what is wrong and what to do, and nothing else."""
     assert result.returncode == exit_code, result.stderr
-    assert result.stdout == ""
+    assert result.stdout == output
     assert re.fullmatch(r"mcrelay: [^\n]+; [^\n]+\n", result.stderr)
     for word in words:
         assert word in result.stderr
 
+
+OWN_VERSION = {"version": f"mcrelay {__version__}\n"}  # also without a daemon
 
 # --- without a daemon ------------------------------------------------------------------------------------------------
 
@@ -165,7 +167,7 @@ def check_error(result: subprocess.CompletedProcess[str], exit_code: int, *words
 @pytest.mark.parametrize("command", CLIENT_COMMANDS)
 def test_without_a_daemon_a_command_says_how_to_start_one(path: Path, command: str) -> None:
     result = mcrelay(*CLIENT_COMMANDS[command], "--socket", path)
-    check_error(result, 69, str(path), "No such file", "start one: mcrelay run")
+    check_error(result, 69, str(path), "No such file", "start one: mcrelay run", output=OWN_VERSION.get(command, ""))
 
 
 def test_the_socket_may_come_from_the_environment(path: Path) -> None:
@@ -207,6 +209,15 @@ def test_a_user_who_may_not_connect_is_told_so(path: Path) -> None:
     check_error(result, 77, f"not permitted to use {path}", "member of the socket's group")
 
 
+def test_programs_are_told_that_there_is_no_daemon(path: Path) -> None:
+    found = json.loads(mcrelay("health", "--json", "--socket", path).stdout)
+    assert (found["status"], str(path) in found["reasons"][0]) == ("failing", True)
+    found = json.loads(mcrelay("version", "--json", "--socket", path).stdout)
+    assert found == {"client": __version__, "daemon": None, "protocol": None}
+    (problem,) = json.loads(mcrelay("check", "--json", path).stdout)["problems"]
+    assert problem["what"] == f"cannot read {path}: No such file or directory"
+
+
 # --- usage -----------------------------------------------------------------------------------------------------------
 
 
@@ -233,10 +244,12 @@ def test_a_user_who_may_not_connect_is_told_so(path: Path) -> None:
         ("capture a -w - --seconds 0", "--seconds"),
         ("capture a -w - --snap-length 0", "1<=x<=65575"),
         ("ping --socket", "--socket"),
-        ("ping --json", "--json"),
+        ("ping --sockt /x", "--socket"),
         ("version a", "unexpected extra argument"),
         ("run a", "unexpected extra argument"),
-        ("run --workers x", "--workers"),
+        ("run --workers x", "'x' is not a valid whole number"),
+        ("run --ring-mib x", "'x' is not a valid whole number; see 'mcrelay run --help'"),
+        ("import", "Missing argument 'FORMAT'. Choose from: mcr, smcroute, "),
         ("run --workers 1.5", "--workers"),
         ("run --workers ''", "--workers"),
         ("run --engine unknown", "'auto', 'uring', 'reference'"),
@@ -252,7 +265,7 @@ def test_a_user_who_may_not_connect_is_told_so(path: Path) -> None:
         ("top --interval nan", "--interval"),
         ("re x", "'re' may be "),
         ("re x", "remove, restart-worker or resume"),
-        ("statistics", "No such command 'statistics', did you mean 'stats'?"),
+        ("statistics", "No such command 'statistics'; did you mean 'stats'?"),
         ("lsit", "did you mean 'list'?"),
         ("explain", "Missing argument 'INPUT'"),
         (f"explain {INPUT} --seconds 0", "--seconds"),
@@ -269,7 +282,7 @@ def test_a_command_line_that_is_none_is_refused(line: str, word: str) -> None:
 
 HELP = {
     "run": "mcrelay run --rootless",
-    "check": "Example: mcrelay check ./mcrelay.toml",
+    "check": "Examples: mcrelay check ./mcrelay.toml",
     "diff": "Example: mcrelay diff && echo",
     "apply": "Example: mcrelay apply --dry-run",
     "save": "&& mcrelay save",
@@ -315,7 +328,7 @@ def test_help_shows_how_it_is_used(command: str) -> None:
     assert result.stdout.startswith(f"Usage: mcrelay {command} ")
     assert HELP[command] in result.stdout
     assert ("--socket PATH" in result.stdout) == (command not in WITHOUT_DAEMON)
-    assert ("--json" in result.stdout) == (command not in ("run", "ping", "capture", "schema", "import", "top"))
+    assert ("--json" in result.stdout) == (command not in ("run", "capture", "schema", "import", "top"))
 
 
 def test_help_of_the_program_shows_the_commands() -> None:

@@ -12,12 +12,13 @@ import tomlkit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcrelay import config_files
+from lab.program import run_program
+from mcrelay import config, config_files
 from mcrelay.cli_run import make_options
 from mcrelay.config import PROBLEMS_MAX, ConfigError, Configuration, read, rule_tables
 from mcrelay.config_files import FileError
 from mcrelay.declared import difference
-from mcrelay.errors import UsageError
+from mcrelay.errors import Error
 from mcrelay.messages import Levels, LogSettings
 from mcrelay.ruletext import parse_rule
 from mcrelay.settings import Settings, schema
@@ -70,7 +71,24 @@ def test_later_files_replace_settings_and_add_rules() -> None:
         ('[daemon]\nworkers = "2"\n', "0.toml:2: daemon.workers: expected a whole number, got a text in quotes"),
         ("a = " + "1" * 5000, "this is not TOML"),
         ("[daemon]\nworkers = 0\n", "0.toml:2: daemon.workers: expected a whole number >= 1"),
-        ("[daemon]\nengine = 'fast'\n", "0.toml:2: daemon.engine: invalid enum value 'fast'"),
+        (
+            "[daemon]\nengine = 'fast'\n",
+            "0.toml:2: daemon.engine: there is no 'fast'; known are: auto, uring, reference",
+        ),
+        ("[daemon]\nengine = 'urin'\n", "0.toml:2: daemon.engine: there is no 'urin'; did you mean 'uring'?"),
+        ("[log]\nlevel = 'warn'\n", "0.toml:2: log.level: there is no 'warn'; did you mean 'warning'?"),
+        ("[log.levels]\nlinks = 'warn'\n", "0.toml:2: log.levels.links: there is no 'warn'; did you mean 'warning'?"),
+        ("[daemon]\nsocket = 'run/x'\n", "0.toml:2: daemon.socket 'run/x' is not possible; give an absolute path"),
+        ("[daemon]\nsocket = ''\n", "0.toml:2: daemon.socket '' is not possible; give an absolute path"),
+        ("[daemon]\nsocket = '/" + "x" * 107 + "'\n", "is not possible; give an absolute path of up to 107 bytes"),
+        ("[daemon]\nsocket = '/a\\u0000'\n".replace("'", '"'), "0.toml:2: daemon.socket '/a\\x00' is not possible"),
+        ("[daemon]\nuser = 'root'\n", "0.toml:2: daemon.user 'root': workers do not run as root; name another user"),
+        ("[daemon]\nuser = ''\n", "0.toml:2: daemon.user '': workers do not run as nobody in particular; name"),
+        ("\ufeff[daemon]\n", "0.toml:1: this begins with a byte order mark; save the file as UTF-8 without one"),
+        ('"a\\nb" = 1\n', "unknown key 'a\\nb'; known are: "),
+        ('[interface."eth 0"]\n', "0.toml:1: [interface]: 'eth 0' is not an interface name; 'ip -brief link' lists"),
+        ("[interface." + "e" * 16 + "]\n", "is not an interface name; "),
+        ('[interface."eth+"]\n', "0.toml:1: [interface]: 'eth+' is a pattern; give each interface a table of its own"),
         ("[daemon]\nworkers = 1\ncores = '1'\n", "daemon.workers and daemon.cores are both given; keep one"),
         (
             "[interface.eth0]\nring_mb = 1\n",
@@ -89,15 +107,18 @@ def test_later_files_replace_settings_and_add_rules() -> None:
         ("[worker.007]\n", "0.toml:1: there is no worker '007'; workers have numbers, from 0 on"),
         ("[daemon]\nworkers = 2\n[worker.2]\n", "0.toml:3: [worker.2]: there are workers 0 to 1; remove it"),
         ("[daemon]\ncores = '0,5'\n[worker.2]\n", "0.toml:3: [worker.2]: there are workers 0 to 1; remove it"),
-        ("[daemon]\ncores = '0-x'\n", "0.toml:2: cores '0-x' is not a list of cores; write, for example, 0,2-3"),
-        ("[daemon]\ncores = '1,1'\n", "0.toml:2: cores '1,1' names a core twice"),
+        ("[daemon]\ncores = '0-x'\n", "0.toml:2: daemon.cores '0-x' is not a list of cores; write, for example, 0,2-3"),
+        ("[daemon]\ncores = '1,1'\n", "0.toml:2: daemon.cores '1,1' names a core twice"),
         (
             "[events]\nsilent_s = 9\nstopped_s = 8\n",
             "0.toml:3: events.stopped_s is 8, and events.silent_s 9; a flow is",
         ),
         ("[events]\nsilent_s = 0\n", "0.toml:2: events.silent_s: expected a number >= 1.0"),
         ("[log.levels]\nlinsk = 'debug'\n", "0.toml:2: there is no component 'linsk'; did you mean links or"),
-        ("[metrics]\nlisten = '9478'\n", "0.toml:2: listen '9478' is not ADDRESS:PORT; write, for example, 127.0.0.1:"),
+        (
+            "[metrics]\nlisten = '9478'\n",
+            "0.toml:2: metrics.listen '9478' is not ADDRESS:PORT; write, for example, 127",
+        ),
         ("[metrics]\nlisten = 9478\n", "0.toml:2: metrics.listen: expected"),
         ("daemon = 3\n", "0.toml:1: daemon: expected a table, got a whole number"),
         ("[rule]\n", "0.toml:1: rule: expected a list, got a table"),
@@ -148,6 +169,18 @@ def test_a_default_gives_way_to_what_is_given() -> None:
 
 def test_not_more_is_said_than_people_read() -> None:
     assert len(problems("[[rule]]\n" * 10_000)) == PROBLEMS_MAX
+
+
+def test_of_too_many_rules_the_first_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "RULES_MAX", 2)
+    (problem,) = problems("".join(FEED.replace("feed", f"f{n}").replace("239.1.1.1", f"239.1.1.{n}") for n in range(9)))
+    assert problem == "0.toml:9: from here on there are too many rules; at most 2 are possible"
+
+
+def test_a_problem_is_one_line_whatever_the_file_is_called() -> None:
+    with pytest.raises(ConfigError) as caught:
+        read([("a\nb\x1b.toml", b"x = 1")])
+    assert str(caught.value.problems[0]).startswith("a?b?.toml:1: unknown key 'x'")
 
 
 def test_a_file_that_is_not_text() -> None:
@@ -216,7 +249,32 @@ def test_files_that_cannot_be_had(tmp_path: Path) -> None:
     long.write_bytes(b"#" * (config_files.SIZE_MAX + 1))
     with pytest.raises(FileError, match="is longer than"):
         config_files.load(str(long))
+    (tmp_path / "conf.d").touch()
+    with pytest.raises(FileError, match=r"cannot read .*/conf.d: Not a directory"):
+        config_files.read_files(str(long))
     assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+@pytest.mark.parametrize(("name", "text"), [("-", FEED), ("/dev/stdin", "[deamon]\n")])
+def test_standard_input_may_be_checked(name: str, text: str) -> None:
+    done = run_program(["check", name], timeout=20, input=text)
+    if text == FEED:
+        assert (done.returncode, done.stdout) == (0, f"{name}: fine, 1 rule\n")
+    else:
+        assert (done.returncode, done.stdout) == (78, "")
+        assert done.stderr.startswith(f"mcrelay: {name}:1: unknown key 'deamon'")
+
+
+def test_what_only_this_host_lacks_is_a_note() -> None:
+    text = "[daemon]\nuser = 'nobody-of-that-name'\ncores = '4095'\n"
+    done = run_program(["check", "-"], timeout=20, input=text)
+    assert (done.returncode, done.stdout) == (0, "-: fine, 0 rules\n")
+    assert [line.partition(": there")[0].partition(": core")[0] for line in done.stderr.splitlines()] == [
+        "mcrelay: note: -:3: daemon.cores 4095",
+        "mcrelay: note: -:2: daemon.user nobody-of-that-name",
+    ]
+    document = json.loads(run_program(["check", "-", "--json"], timeout=20, input=text).stdout)
+    assert (document["problems"], [remark["line"] for remark in document["remarks"]]) == ([], [3, 2])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's files are looked at")
@@ -270,12 +328,10 @@ def test_a_difference_says_what_goes_and_what_comes() -> None:
 
 
 def test_the_command_line_counts_more_than_the_file() -> None:
-    settings = read_texts(
-        '[daemon]\nworkers = 1\nring_mib = 8\nbusy_poll = true\nrestore = false\nsocket = "/x"\n'
-    ).settings
+    loaded = read_texts('[daemon]\nworkers = 1\nring_mib = 8\nbusy_poll = true\nrestore = false\nsocket = "/x"\n')
     core = str(min(os.sched_getaffinity(0)))
     given = {"cores": core, "ring_mib": 4, "busy_poll": False, "rootless": False, "socket": None}
-    options = make_options(settings, "m.toml", given, LOGS, restore=None)
+    options = make_options(loaded, "m.toml", given, LOGS, restore=None)
     assert options.cores == (int(core),)
     assert options.ring_memory == 4 * 2**20
     assert options.busy_poll
@@ -285,27 +341,49 @@ def test_the_command_line_counts_more_than_the_file() -> None:
 
 
 def test_where_metrics_are_served_is_said_by_the_file_or_the_command_line() -> None:
-    settings = read_texts('[metrics]\nlisten = "[::1]:9478"\nrules_max = 5\n').settings
-    options = make_options(settings, "m.toml", {}, LOGS, restore=None)
+    loaded = read_texts('[metrics]\nlisten = "[::1]:9478"\nrules_max = 5\n')
+    options = make_options(loaded, "m.toml", {}, LOGS, restore=None)
     assert (options.metrics, options.metrics_rules) == (("::1", 9478), 5)
     given = {"metrics": "127.0.0.1:1", "metrics_rules": 0}
-    options = make_options(settings, "m.toml", given, LOGS, restore=None)
+    options = make_options(loaded, "m.toml", given, LOGS, restore=None)
     assert (options.metrics, options.metrics_rules) == (("127.0.0.1", 1), 0)
-    options = make_options(read_texts("").settings, None, {}, LOGS, restore=None)
+    options = make_options(read_texts(""), None, {}, LOGS, restore=None)
     assert (options.metrics, options.metrics_rules) == (None, 1000)
 
 
 def test_interfaces_and_workers_have_settings_of_their_own() -> None:
     text = "[interface.eth0]\nring_mib = 2\n[interface.eth1]\n[worker.0]\nbusy_poll = true\nlatency_budget_us = 7\n"
-    options = make_options(read_texts(text).settings, "x", {}, LOGS, restore=None)
+    options = make_options(read_texts(text), "x", {}, LOGS, restore=None)
     assert options.ring_memories() == {"eth0": 2 * 2**20}
     assert options.of_worker(0) == (7, True)
     assert options.of_worker(1) == (options.latency_budget_us, False)
 
 
 def test_a_worker_that_is_not_there_has_no_settings() -> None:
-    with pytest.raises(UsageError, match=r"\[worker.63\]: there are workers 0 to"):
-        make_options(read_texts("[worker.63]\n").settings, "x", {"workers": 1}, LOGS, restore=None)
+    with pytest.raises(ConfigError, match=r"0.toml:2: \[worker.63\]: there are workers 0 to 0"):
+        make_options(read_texts("\n[worker.63]\n"), "x", {"workers": 1}, LOGS, restore=None)
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "refusal", "code"),
+    [
+        ("workers = 64\n", {}, "0.toml:2: daemon.workers 64: there is one worker per core", 78),
+        ("cores = '4095'\n", {}, "0.toml:2: daemon.cores 4095: core 4095 is not there for us", 78),
+        ("user = 'nobody-of-that-name'\n", {}, "0.toml:2: daemon.user nobody-of-that-name: there is no such user", 78),
+        ('user = "a\\u0000"\n', {}, "0.toml:2: daemon.user 'a\\x00': there is no such user", 78),
+        ("ring_mib = 7\n", {"rootless": True}, "0.toml:2: --ring-mib is about packet rings", 78),
+        ("cores = '0,1'\n", {"rootless": True}, "0.toml:2: --rootless has one data plane worker", 78),
+        ("workers = 64\n", {"workers": 63}, "--workers 63: there is one worker per core", 64),
+        ("ring_mib = 7\n", {"rootless": True, "ring_mib": 3}, "--ring-mib is about packet rings", 64),
+    ],
+)
+def test_what_this_host_does_not_have_is_the_fault_of_whoever_said_it(
+    text: str, given: dict[str, object], refusal: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
+    with pytest.raises(Error) as caught:
+        make_options(read_texts("[daemon]\n" + text), "x", given, LOGS, restore=None)
+    assert (str(caught.value).startswith(refusal), caught.value.exit_code) == (True, code), str(caught.value)
 
 
 def test_what_counts_only_after_a_restart_is_known() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from mcrelay import config_files, config_text
 from mcrelay.config import ConfigError, read
-from mcrelay.errors import Error, SystemRefusal
+from mcrelay.errors import BadConfig, SystemRefusal, UsageError
 from mcrelay.rules import Rule
 from mcrelay.ruletext import parse_rule
 
@@ -182,9 +182,15 @@ def test_a_broken_file_is_not_touched(file: Path) -> None:
 def test_a_file_that_is_written_in_another_way_is_not_touched(file: Path) -> None:
     text = 'rule = [{input = "239.1.1.1:5000%eth0", output = "239.2.2.1:6000%eth1"}]\n'
     file.write_text(text)
-    with pytest.raises(Error, match="not written as"):
+    with pytest.raises(BadConfig, match=f"{file}:1: the rules are not written as"):
         config_text.save(str(file), [TWO])
     assert file.read_text() == text
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+def test_nothing_is_saved_to_standard_input(name: str) -> None:
+    with pytest.raises(UsageError, match="nothing can be saved"):
+        config_text.save(name, [ONE])
 
 
 def test_a_directory_that_is_not_there(tmp_path: Path) -> None:

@@ -22,9 +22,10 @@ from mcrelay import listener as listener_module
 from mcrelay.acceptor import ACCEPTS_PER_TURN
 from mcrelay.api import Failure
 from mcrelay.codec import Codec
+from mcrelay.endpoint import PATH_MAX
 from mcrelay.errors import Error, UsageError
 from mcrelay.frames import HEADER
-from mcrelay.listener import PATH_MAX, Listener
+from mcrelay.listener import Listener
 
 DEADLINE_S = 10.0
 NOBODY = 65534
@@ -496,7 +497,20 @@ def test_others_are_told_why_not_and_sent_away(ours: Listener, path: Path, group
     assert refusal.id is None
     assert refusal.code == "not_permitted"
     assert refusal.message == f"user {NOBODY} (process {peer.pid}) may not use {path}"
-    assert str(OURS) in refusal.hint
+    assert refusal.hint == "become root or a member of group mcrelay"
+
+
+@needs_root
+def test_nobody_is_sent_into_a_group_that_is_not_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener_module, "group_id", lambda _name: None)
+    opened = Listener(str(path))
+    path.chmod(0o666)
+    peer = Peer(path, NOBODY, NOBODY, [])
+    serve(opened, lambda _door: peer.is_done)
+    refusal = Codec("client", "control", "client").decode(peer.received()[HEADER.size :])
+    assert isinstance(refusal, Failure)
+    assert refusal.hint == "become root, or whoever runs the daemon"
+    opened.close()
 
 
 def _try_to_connect(path: str, result: Connection) -> None:
