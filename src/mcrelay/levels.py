@@ -15,6 +15,7 @@ from mcrelay.messages import Levels, NewLevel
 from mcrelay.settings import LogLevel
 
 LEVELS: Final[tuple[LogLevel, ...]] = get_args(LogLevel)
+ALL: Final = "all="
 DEFAULT: Final = "default"  # the level of a component that has none of its own
 COMPONENTS: Final[tuple[str, ...]] = (
     *(
@@ -54,19 +55,20 @@ Change = tuple[LogLevel | None, dict[str, NewLevel]]
 
 
 def split(texts: Iterable[str]) -> tuple[str | None, dict[str, str]]:
-    """LEVEL and COMPONENT=LEVEL, as typed: the one level, and each component's. UsageError if one is given twice."""
+    """LEVEL, which may be written all=LEVEL, and COMPONENT=LEVEL, as typed: the one level, and each component's.
+    UsageError if one is given twice."""
     level: str | None = None
     components: dict[str, str] = {}
     for text in texts:
-        component, equals, of_component = text.partition("=")
+        component, equals, of_component = text.removeprefix(ALL).partition("=")
         if equals:
             if component in components:
                 raise UsageError(f"component {component!r} is there twice", "give it one level")
             components[component] = of_component
         elif level is not None:
-            raise UsageError(f"both {level!r} and {text!r} are to be the level of all", "give one of them")
+            raise UsageError(f"both {level!r} and {component!r} are to be the level of all", "give one of them")
         else:
-            level = text
+            level = component
     return level, components
 
 

@@ -77,6 +77,7 @@ def test_levels_change_in_every_process_and_stay_changed(start: StartDaemon) -> 
         wait_until(said(process, component, pids[process]), 5, f"after an upgrade, {process} does not")
 
     with daemon.client() as client:
+        assert daemon.json("log", "all=error")["level"] == "error"
         reply = client.set_log_levels("warning", dict.fromkeys(wanted, "default"))
         assert (reply.level, reply.components, client.log_levels().level) == ("warning", {}, "warning")
     for words, message in (
