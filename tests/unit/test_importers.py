@@ -38,16 +38,46 @@ def remarks(imported: Imported) -> list[str]:
 def test_mcr() -> None:
     imported = FORMATS["mcr"].read((FILES / "mcr.json5").read_text())
     assert texts(imported) == {
-        "239.1.1.1:5001%eth0": ["239.2.2.2:5002%eth1,ttl=8", "10.0.0.100:6003%eth2"],
+        "239.1.1.1:5001%eth0": ["239.2.2.2:5002%eth1,ttl=8", "10.0.0.100:6003%eth2", "239.2.2.2:5002%eth3"],
         "10.0.0.50:5002%eth1": ["[ff15::7]:5002%eth0"],
     }
     assert [rule.name for rule in rules(imported)] == ["hall-feed-1", None]
     assert read([("x", "\n".join(imported.toml()).encode())]).settings.daemon.cores == "2,3,4"
-    renamed, portless, pinned, igmp = remarks(imported)
-    assert renamed == "'hall feed/1' cannot be a rule's name; it is called hall-feed-1"
-    assert "port '' is not possible" in portless
-    assert "each core's has packets of all" in pinned
-    assert "no IGMP querying" in igmp
+    assert [remark.split(";")[0] for remark in remarks(imported)] == [
+        "rule 1, output 2: 'dtls' is left out: it has no equivalent",
+        "'hall feed/1' cannot be a rule's name",
+        "rule 3 is left out: Object missing required field `port` - at `$.input`",
+        "'once more' cannot be a rule's name",
+        "rule 4 has the input of 'hall-feed-1', and its outputs are added there",
+        "rule 5 is left out: rule '239.1.1.7:5001%eth0' has no output",
+        "'pinning' of 'eth2' is left out: it names no core",
+        "mcrelay's workers are not an interface's: each core's has packets of all",
+        "'igmp' has no equivalent: mcrelay has no IGMP querying",
+        "'pim' has no equivalent: mcrelay has no PIM-SM",
+        "'msdp' has no equivalent: mcrelay has no MSDP",
+        "'control_plane' has no equivalent: mcrelay has no place for a router's",
+        "'prometheus' is left out: it has no equivalent",
+    ]
+    assert remarks(imported)[1].endswith("; it is called hall-feed-1")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{rules: [3]}", "rule 1 is left out: Expected `object`, got `int`"),
+        ("{rules: [{input: 3, outputs: []}]}", "rule 1 is left out: Expected `object`, got `int` - at `$.input`"),
+        ("{rules: [{input: {interface: 'a', group: 7, port: 1}, outputs: []}]}", "Expected `str`, got `int`"),
+        ("{rules: [{input: {interface: 'a', group: 'x', port: 0x" + "f" * 5000 + "}, outputs: []}]}", "$.input.port"),
+        ("{pinning: 0}", "'pinning' is left out: Expected `object`, got `int`"),
+        ("{pinning: {eth0: 'all'}}", "'pinning' is left out: Expected `array`, got `str`"),
+    ],
+)
+def test_what_mcr_would_not_take_is_left_out(text: str, says: str) -> None:
+    imported = FORMATS["mcr"].read(text)
+    assert not imported.has_rules
+    (said,) = remarks(imported)
+    assert says in said
+    assert "; " in said
 
 
 def test_smcroute() -> None:
@@ -59,9 +89,68 @@ def test_smcroute() -> None:
         "225.3.2.0/24:*%eth0": both,
         **{f"192.0.2.{n}@225.9.9.9:*%eth+": [f"=:=%eth9{kept}"] for n in (8, 9, 10, 11)},
         "[ff2e::42]:*%eth0": [f"=:=%eth1{kept}"],
+        "225.7.7.0/24:*%eth0": [f"=:=%eth1{kept}"],
     }
-    assert [remark.line for remark in imported.remarks] == [2, 3, 12, 12, 13, 11]
+    assert [remark.split("; ")[0] for remark in remarks(imported)] == [
+        "line 2: ttl-threshold 11 of 'eth0' has no equivalent",
+        "line 3: mrdisc of 'eth1' has no equivalent",
+        "line 11: this line is left out: group '232.1.1.1' of '192.0.2.1' is joined on 'eth4', and no mroute of the"
+        " same forwards it",
+        "line 12: the output 'eth5' is left out: packets do not leave where they came in",
+        "line 12: the output 'eth+' is left out: a pattern is for inputs",
+        "line 12: this route is left out: nothing of '225.5.5.5' is sent on",
+        "line 13: '/etc/smcroute.d/*.conf' is left out: included files are not read",
+        "line 15: 'eth7' is disabled here, and rules that name it are written all the same",
+        "line 16: 'igmpv3' is no word of phyint, and is left out",
+        "line 17: group '225.3.2.0/24' is joined on 'eth0' for '192.0.2.7' alone",
+        "line 18: 'iif' is no word of mroute, and is left out",
+        "line 18: 'eth0' is no word of mroute, and is left out",
+        "line 18: the output 'eth1' is named twice, and counts once",
+        "line 18: the output 'eth0' is left out: packets do not leave where they came in",
+        "line 19: this rule is left out: input '10.1.2.3/8:*%eth0': a prefix is one of multicast groups",
+    ]
     assert all("; " in remark for remark in remarks(imported))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("mroute from eth0 bogus group 225.1.1.1 blah to eth1", ["bogus", "blah"]),
+        ("mgroup from eth0 group 225.1.1.1 foo", ["foo"]),
+        ("ssmgroup from eth0 source 192.0.2.1 port 5 group 225.1.1.1", ["port", "5"]),
+        ("mgroup from eth0 group 225.1.1.1 to eth1", ["to", "eth1"]),
+        ("phyint eth0 frob", ["frob"]),
+        ("phyint eth0 enable threshold 3", ["threshold", "3"]),
+        ("include /etc/a.conf /etc/b.conf", ["/etc/b.conf"]),
+    ],
+)
+def test_words_that_smcroute_has_not_are_named(line: str, words: list[str]) -> None:
+    imported = FORMATS["smcroute"].read(f"\nmroute from eth0 group 225.1.1.1 to eth1\n{line}")
+    assert list(texts(imported)) == ["225.1.1.1:*%eth0"]
+    named = [remark for remark in imported.remarks if "is no word of" in remark.what]
+    assert [(remark.line, remark.what.split(" ")[0]) for remark in named] == [(3, repr(word)) for word in words]
+
+
+def test_joins_that_a_route_does_not_make_are_named() -> None:
+    text = "mroute from a source 192.0.2.1 group 225.1.1.1 to b\n" + "".join(
+        f"mgroup from {join}\n"
+        for join in (
+            "a group 225.1.1.1",
+            "a source 192.0.2.1 group 225.1.1.1",
+            "a source 192.0.2.2 group 225.1.1.1",
+            "b group 225.1.1.1",
+            "a group 225.1.1.0/24",
+        )
+    )
+    imported = FORMATS["smcroute"].read(text)
+    assert [remark.line for remark in imported.remarks] == [4, 5, 6]
+    assert all("this line is left out" in remark.what for remark in imported.remarks)
+
+
+def test_a_line_ends_at_a_line_feed_alone() -> None:
+    imported = FORMATS["smcroute"].read("# \u2028mroute from a group 225.1.1.1 to b\r\nphyint a mrdisc\r\n")
+    assert not imported.has_rules
+    assert [remark.line for remark in imported.remarks] == [2]
 
 
 def test_multicast_relay() -> None:
@@ -79,17 +168,42 @@ def test_multicast_relay() -> None:
 
 
 def test_multicast_relay_has_what_mcrelay_has_not() -> None:
-    line = "--interfaces eth0 10.0.0.0/24 eth1 --noMDNS --noSSDP --ttl 7"
-    imported = FORMATS["multicast-relay"].read(f"{line} --ifFilter f.json --remote 192.0.2.1 --mdnsForceUnicast")
-    assert texts(imported) == {
-        "255.255.255.255:6969%eth0": ["=:=%eth1,ttl=7,source=keep,sport=keep"],
-        "255.255.255.255:6969%eth1": ["=:=%eth0,ttl=7,source=keep,sport=keep"],
+    imported = FORMATS["multicast-relay"].read((FILES / "multicast-relay.txt").read_text())
+    found = texts(imported)
+    groups = ("224.0.0.251:5353", "239.255.255.250:1900", "239.9.9.9:99", "255.255.255.255:9")
+    assert {name: outputs for name, outputs in found.items() if name.endswith(("%br-lan", "%br-iot"))} == {
+        **{f"{group}%br-lan": ["=:=%br-iot,ttl=7,sport=keep"] for group in groups},
+        **{f"{group}%br-iot": ["=:=%br-lan,ttl=7,source=keep,sport=keep"] for group in groups},
     }
-    assert [remark.split(";")[0] for remark in remarks(imported)] == [
-        "'10.0.0.0/24' stands for an interface",
-        "--mdnsForceUnicast has no equivalent",
-        "--ifFilter has no equivalent",
-        "--remote has no equivalent",
+    kept = "ttl=keep,source=keep,sport=keep"
+    assert found["255.255.255.255:6969%eth2"] == [f"=:=%eth0,{kept}", f"=:=%eth1,{kept}"]
+    assert found["255.255.255.255:6969%eth0"] == [f"=:=%eth1,{kept}"]
+    assert len(found) == 11
+    assert [remark.split("; ")[0] for remark in remarks(imported)] == [
+        "line 2: the interface '192.0.2.0/24' is left out: an address stands for an interface that only the host knows",
+        "line 2: '192.0.2.0/24' of --masquerade is none of the interfaces, and is left out",
+        "line 2: --mdnsForceUnicast has no equivalent",
+        "line 2: --ifFilter has no equivalent",
+        "line 2: --remote has no equivalent",
+        "line 2: --remotePort has no equivalent",
+        "line 2: --aes has no equivalent",
+        "line 2: --k8sport has no equivalent",
+        "line 2: --relay '239.9.9.9' is left out: it has not the form ADDRESS:PORT",
+        "line 6: 'sudo ip netns exec hall' in front of the program is not translated",
+        "line 6: the interface 'eth1' is named twice, and counts once",
+        "line 6: 'eth3' of --noTransmitInterfaces is none of the interfaces, and is left out",
+        "line 6: --ssdpRepeat has no equivalent",
+        "line 6: --logfile has no equivalent",
+    ]
+
+
+def test_options_are_abbreviated_and_given_twice() -> None:
+    line = "--interf a b --interfaces c d --noM --noSS --noSo --rel 239.1.1.1:7 239.1.1.1:7"
+    imported = FORMATS["multicast-relay"].read(line)
+    assert list(texts(imported)) == ["239.1.1.1:7%c", "239.1.1.1:7%d"]
+    assert [remark.what for remark in imported.remarks] == [
+        "--interfaces is there twice, and the last counts",
+        "--relay '239.1.1.1:7' is named twice, and counts once",
     ]
 
 
@@ -105,8 +219,35 @@ def test_udp_broadcast_relay() -> None:
         f"{ssdp}%br2": [f"=:=%eth0,{way}", f"=:=%eth1,{way}"],
         "224.0.0.251:5353%eth0": ["=:=%eth1,ttl=keep,sport=5353"],
         "224.0.0.251:5353%eth1": ["=:=%eth0,ttl=keep,sport=5353"],
+        **{
+            f"{where}%{here}": [f"=:=%{there},{way}"]
+            for where in ("239.255.255.250:1902", "255.255.255.255:21027")
+            for here, there in (("eth0", "eth1"), ("eth1", "eth0"))
+        },
     }
-    assert [remark.line for remark in imported.remarks] == [2, 3, 4]
+    assert [(remark.line, remark.what) for remark in imported.remarks if "broadcasts" not in remark.what] == [
+        (7, "--msearch 'dial' has no equivalent"),
+        (7, "--msearch 'block,upnp:rootdevice' has no equivalent"),
+        (7, "--blockid '3' has no equivalent"),
+        (7, "--pid '/run/relay.pid' has no equivalent"),
+        (9, "--blockcidr '192.0.2.0/24' has no equivalent"),
+        (9, "'eth2' is left out: it belongs to no option"),
+    ]
+    assert [remark.line for remark in imported.remarks if "broadcasts" in remark.what] == [2, 3, 4, 7, 9]
+
+
+def test_what_starts_a_program_is_none_of_its_options() -> None:
+    for start, remarked in (("sudo ", False), ("/usr/sbin/", False), ("ip netns exec x ", True), ("", False)):
+        imported = FORMATS["udp-broadcast-relay"].read(f"{start}udp-broadcast-relay -f 1 6112 eth0 eth1 &")
+        assert len(texts(imported)) == 2
+        assert any("in front of the program" in remark for remark in remarks(imported)) == remarked
+
+
+def test_a_value_that_is_given_twice_is_named() -> None:
+    imported = FORMATS["udp-broadcast-relay"].read("--port 7 --port 8 --dev a --dev b --dev a")
+    assert list(texts(imported)) == ["255.255.255.255:8%a", "255.255.255.255:8%b"]
+    assert remarks(imported)[0].startswith("line 1: --port is there twice, and the last counts; ")
+    assert remarks(imported)[1].startswith("line 1: the device 'a' is named twice, and counts once; ")
 
 
 def test_a_source_that_is_given() -> None:
@@ -130,11 +271,31 @@ def test_a_source_that_is_given() -> None:
         ("mcr", "[" * 1000, "nested too deeply"),
         ("smcroute", "mroute from eth0 to eth1", "line 1: there is no 'group'"),
         ("smcroute", "\nfrobnicate eth0", "line 2: 'frobnicate' is no directive"),
-        ("smcroute", "mroute eth0 group 225.1.1.1", "line 1: 'eth0' is at a wrong place"),
+        ("mcr", "{rules: [], rules: []}", "this is not JSON5"),
+        ("smcroute", "mroute eth0 group 225.1.1.1 to b", "line 1: there is no 'from'"),
+        ("smcroute", "mroute from a group 225.1.1.1", "line 1: there is no 'to'"),
+        ("smcroute", "mroute from a to b group 225.1.1.1", "line 1: 'group' stands behind 'to'"),
+        ("smcroute", "mroute from a group 225.1.1.1 to b ttl 5", "line 1: 'ttl' stands behind 'to'"),
+        ("smcroute", "mroute from a from b group 225.1.1.1 to c", "line 1: 'from' is there twice"),
+        ("smcroute", "mroute from a source group 225.1.1.1 to c", "line 1: there is nothing behind 'source'"),
+        ("smcroute", "mroute from a group", "line 1: there is nothing behind 'group'"),
+        ("smcroute", 'mroute from "eth 0" group 225.1.1.1 to b', "line 1: '\"eth' has a quote"),
+        ("smcroute", "phyint", "line 1: 'phyint' names no interface"),
+        ("smcroute", "phyint a ttl-threshold", "line 1: '' is no TTL"),
+        ("smcroute", "phyint a ttl-threshold 256", "line 1: '256' is no TTL"),
+        ("smcroute", "include", "line 1: 'include' names no file"),
         ("smcroute", "mroute from a source x group 225.1.1.1 to b", "line 1: 'x' is no source"),
         ("multicast-relay", "--noSSDP", "--interfaces"),
         ("multicast-relay", "--interfaces a b --frob", "--frob"),
         ("multicast-relay", "'", "no command line"),
+        ("multicast-relay", "# nothing", "there is no command line"),
+        ("multicast-relay", "eth0 --interfaces a b", "line 1: these are no options"),
+        ("multicast-relay", "--interfaces a b --ttl x", "--ttl"),
+        ("multicast-relay", "--interfaces a b --ttl 256", "line 1: --ttl 256 is not possible"),
+        ("multicast-relay", "\n--interfaces $LAN b", "line 2: '$LAN' is known to the shell alone"),
+        ("udp-broadcast-relay", "--port 7 --dev a --dev a", "line 1: there is no port, or fewer than two devices"),
+        ("udp-broadcast-relay", "x 7 a b", "line 1: there is no port, or fewer than two devices"),
+        ("udp-broadcast-relay", "--port 7 --dev a # \\\n --dev", "line 1: --dev has no value"),
         ("udp-broadcast-relay", "", "there is no command line"),
         ("udp-broadcast-relay", "--port 7 --dev a", "line 1: there is no port, or fewer than two devices"),
         ("udp-broadcast-relay", "--port", "--port has no value"),
@@ -152,7 +313,19 @@ def test_what_is_none_of_a_format_is_refused(name: str, text: str, says: str) ->
 def test_what_cannot_be_is_remarked_on_and_the_rest_goes_on() -> None:
     imported = FORMATS["smcroute"].read("mroute from a group 10.0.0.1/8 to b\nmroute from a group 225.1.1.1 to b\n")
     assert list(texts(imported)) == ["225.1.1.1:*%a"]
-    assert imported.remarks[0].line == 1
+    (said,) = remarks(imported)
+    assert said.startswith(
+        "line 1: this rule is left out: input '10.0.0.1/8:*%a': a prefix is one of multicast groups; "
+    )
+    assert said.endswith("; or write a [[rule]] for it by hand: docs/rules.md")
+
+
+@pytest.mark.parametrize("name", ["\U0001f600", "e\x7f", "\u202eeth", 'a"\\'])
+def test_any_interface_that_can_be_stands_in_the_file(name: str) -> None:
+    # Not by way of smcroute.conf, whose words have no quotes.
+    imported = Imported()
+    imported.add(1, f"225.1.1.1:*%{name}", ["=:=%b"])
+    assert list(texts(imported)) == [f"225.1.1.1:*%{name}"]
 
 
 def test_a_prefix_of_sources_is_written_out_only_so_far() -> None:
@@ -163,39 +336,25 @@ def test_a_prefix_of_sources_is_written_out_only_so_far() -> None:
 
 WORDS: Final = st.sampled_from(
     (
+        *("mroute", "mgroup", "phyint", "from", "group", "to", "source", "eth0", "eth1", "eth+", "ttl-threshold"),
+        *("225.1.1.1", "225.1.1.0/24", "10.0.0.0/30", "ff05::1", "\U0001f600", "e\x7f", "\u202ex", "[[rule]]", '"""'),
         *(
-            "mroute",
-            "mgroup",
-            "from",
-            "group",
-            "to",
-            "source",
-            "eth0",
-            "eth1",
-            "225.1.1.1",
-            "10.0.0.0/30",
             "--port",
             "7",
-        ),
-        *(
             "--dev",
+            "--multicast",
+            "-s",
             "--interfaces",
             "--relay",
             "239.1.1.1:7",
-            "{",
-            "}",
-            "[",
-            "]",
-            "rules:",
-            "input:",
-            '"x"',
-            ",",
-            "\n",
-            "'",
+            "--ttl",
+            "--masquerade",
         ),
+        *("{", "}", "[", "]", "rules:", "input:", "pinning:", '"x"', ",", "#", "\n", "\r", "\\\n", "'", "$x"),
     )
 )
-TEXTS: Final = st.one_of(st.text(max_size=60), st.lists(WORDS, max_size=14).map(" ".join))
+ROUTES: Final = st.builds("mroute from {} group 225.1.1.1 to {}".format, st.text(max_size=9), st.text(max_size=9))
+TEXTS: Final = st.one_of(st.text(max_size=60), ROUTES, st.lists(WORDS, max_size=14).map(" ".join))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -203,7 +362,8 @@ TEXTS: Final = st.one_of(st.text(max_size=60), st.lists(WORDS, max_size=14).map(
 def test_any_text_is_a_configuration_or_refused(name: str, text: str) -> None:
     with contextlib.suppress(BadConfig):
         imported = FORMATS[name].read(text)
-        assert len(rules(imported)) == "\n".join(imported.toml()).count("[[rule]]")
+        assert len(rules(imported)) == list(imported.toml()).count("[[rule]]")
+        assert imported.has_rules == bool(rules(imported))
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -213,16 +373,30 @@ def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     return run_program(["import", *arguments], input=text, timeout=30)
 
 
-def test_the_command_prints_a_file_and_says_what_it_lacks(tmp_path: Path) -> None:
-    done = run("smcroute", str(FILES / "smcroute.conf"))
+@pytest.mark.parametrize(
+    ("format", "name", "count"),
+    [
+        ("mcr", "mcr.json5", 2),
+        ("smcroute", "smcroute.conf", 8),
+        ("multicast-relay", "multicast-relay.txt", 11),
+        ("udp-broadcast-relay", "udp-broadcast-relay.txt", 11),
+    ],
+)
+def test_the_command_prints_a_file_and_says_what_it_lacks(format: str, name: str, count: int, tmp_path: Path) -> None:
+    example = str(FILES / name)
+    done = run(format, example)
     assert done.returncode == 0
     file = tmp_path / "mcrelay.toml"
     file.write_text(done.stdout)
-    assert "fine, 7 rules" in run_program(["check", str(file)], timeout=30).stdout
-    lines = done.stderr.splitlines()
-    assert len(lines) == 6
-    assert all(line.startswith(f"mcrelay: {FILES / 'smcroute.conf'}: line ") for line in lines)
+    assert f"fine, {count} rules" in run_program(["check", str(file)], timeout=30).stdout
+    said = [line.removeprefix(f"mcrelay: {example}: ") for line in done.stderr.splitlines()]
+    assert [f"# {line}" for line in said] == [line for line in done.stdout.splitlines() if line.startswith("#")]
+    assert said
+
+
+def test_the_command_is_strict_if_it_is_told_to_be() -> None:
     assert run("smcroute", "--strict", str(FILES / "smcroute.conf")).returncode == 65
+    assert run("smcroute", "--strict", text="mroute from a group 225.1.1.1 to b").returncode == 0
     assert (
         run("smcroute", "-", text="mroute from a group 225.1.1.1 to b").stdout
         == run("smcroute", text="mroute from a group 225.1.1.1 to b").stdout
@@ -235,6 +409,45 @@ def test_the_command_takes_options_and_refuses_what_is_none() -> None:
     assert 'name = "mdns-eth0"' in done.stdout
     done = run("multicast-relay", "--", "--interfaces")
     assert (done.returncode, done.stderr.count("\n")) == (65, 1)
-    done = run("smcroute", "/nowhere/smcroute.conf")
-    assert (done.returncode, "cannot read" in done.stderr) == (64, True)
     assert run("mcr", "a", "b").returncode == 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "says", "also"),
+    [
+        (["multicast-relay", "--", "--interfaces", "10.1.1.1", "eth1"], "", "two interfaces by name", 2),
+        (["multicast-relay", "--", "--interfaces", "eth0", "eth0"], "", "two interfaces by name", 2),
+        (["multicast-relay", "--", "--interfaces", "eth0", "--oneInterface"], "", "two interfaces by name", 2),
+        (["multicast-relay"], "--interfaces a b --noMDNS --noSSDP --noSonosDiscovery", "something to relay", 0),
+        (["udp-broadcast-relay"], "--port x --dev a --dev b", "a port and two devices", 3),
+        (["smcroute"], "", "lines such as 'mroute", 0),
+        (["smcroute"], "mroute from a group 10.0.0.1/8 to b", "lines such as 'mroute", 1),
+        (["mcr"], "{rules: []}", "rules: [...]", 0),
+    ],
+)
+def test_an_import_of_no_rule_has_failed(arguments: list[str], text: str, says: str, also: int) -> None:
+    done = run(*arguments, text=text)
+    assert done.returncode == 65
+    *remarked, last = done.stderr.splitlines()
+    assert ": no rule came of it; it takes " in last
+    assert says in last
+    assert (len(remarked), len(done.stdout.splitlines())) == (also, also)
+    assert all(line.startswith("# ") for line in done.stdout.splitlines())
+
+
+def test_the_command_says_in_one_line_what_it_cannot_take(tmp_path: Path) -> None:
+    latin = tmp_path / "latin.conf"
+    latin.write_bytes(b"# caf\xe9")
+    for arguments, code, says in (
+        ([], 64, "'FORMAT'. Write one of mcr, smcroute, multicast-relay, udp-broadcast-relay"),
+        (["frob"], 64, "'frob' is not one of"),
+        (["smcroute", "/nowhere/smcroute.conf"], 78, "cannot read /nowhere/smcroute.conf: No such file or directory; "),
+        (["multicast-relay", "/nowhere/options"], 78, "cannot read /nowhere/options: No such file or directory; "),
+        (["mcr", str(tmp_path)], 78, "Is a directory; "),
+        (["smcroute", str(latin)], 78, "is not UTF-8 text; "),
+        (["udp-broadcast-relay", "--", "--port", "7", "--fr\nob", "1"], 65, "options: line 1: "),
+    ):
+        done = run(*arguments)
+        assert (done.returncode, done.stderr.count("\n"), done.stdout) == (code, 1, "")
+        assert says in done.stderr
+    assert run_program(["check", "/nowhere/mcrelay.toml"], timeout=30).returncode == 78

@@ -7,15 +7,38 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from mcrelay.importers.imported import BadImport, Imported
+from mcrelay.importers.imported import BY_HAND, BadImport, Imported
 from mcrelay.rules import shown
 
 DEPTH_MAX: Final = 50  # of brackets: a reader that calls itself has an end
-SECTIONS: Final = {"igmp": "IGMP querying", "pim": "PIM-SM", "msdp": "MSDP", "control_plane": "its control plane"}
-RULE: Final = {"name", "input", "outputs", "enabled"}
-INPUT: Final = {"interface", "group", "port", "source"}
+SECTIONS: Final = {"igmp": "IGMP querying", "pim": "PIM-SM", "msdp": "MSDP", "control_plane": "place for a router's"}
 Core = Annotated[int, msgspec.Meta(ge=0, lt=4096)]
-OUTPUT: Final = {"interface", "group", "port", "ttl"}
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Ttl = Annotated[int, msgspec.Meta(ge=0, le=255)]
+
+
+class _Place(msgspec.Struct):
+    interface: str
+    group: str
+    port: Port
+
+    def __str__(self) -> str:
+        return f"{f'[{self.group}]' if ':' in self.group else self.group}:{self.port}%{self.interface}"
+
+
+class _Input(_Place):
+    source: str | None = None
+
+
+class _Output(_Place):
+    ttl: Ttl | None = None
+
+
+class _Rule(msgspec.Struct):
+    input: _Input
+    outputs: list[_Output]
+    name: str | None = None
+    enabled: bool = True
 
 
 def read(text: str) -> Imported:
@@ -32,7 +55,7 @@ def read(text: str) -> Imported:
         if key in SECTIONS:
             imported.remark(None, f"'{key}' has no equivalent: mcrelay has no {SECTIONS[key]}", "keep a router for it")
         elif key not in ("rules", "pinning"):
-            imported.remark(None, f"{shown(str(key))} has no equivalent", "see mcrelay.toml(5)")
+            imported.leave_out(None, shown(str(key)), "it has no equivalent", "see mcrelay.toml(5)")
     return imported
 
 
@@ -45,7 +68,7 @@ def _parse(text: str) -> Mapping[str, Any]:
         if depth > DEPTH_MAX:
             raise BadImport("it is nested too deeply", "is it a configuration of mcr's?")
     try:
-        document = json5.loads(text)
+        document = json5.loads(text, allow_duplicate_keys=False)
     except (ValueError, RecursionError) as error:
         raise BadImport(f"this is not JSON5: {str(error)[:200]}", "check the file with 'mcrctl config check'") from None
     if not isinstance(document, dict):
@@ -53,48 +76,44 @@ def _parse(text: str) -> Mapping[str, Any]:
     return document
 
 
-def _take_rule(imported: Imported, what: str, rule: Any) -> None:
-    if (
-        not isinstance(rule, dict)
-        or not isinstance(rule.get("input"), dict)
-        or not isinstance(rule.get("outputs"), list)
-    ):
-        imported.remark(None, f"{what} has no 'input' or no 'outputs'", "write it by hand")
+def _take_rule(imported: Imported, what: str, given: Any) -> None:
+    try:
+        rule = msgspec.convert(given, _Rule)
+    except msgspec.ValidationError as error:
+        imported.leave_out(None, what, str(error), f"mend it, or {BY_HAND}")
         return
-    given, outputs = rule["input"], rule["outputs"]
-    for key in sorted(map(str, rule.keys() - RULE)) + sorted(map(str, given.keys() - INPUT)):
-        imported.remark(None, f"{what}: {shown(key)} has no equivalent", "see docs/rules.md")
+    _pass_over(imported, what, given, _Rule)
+    _pass_over(imported, f"{what}, input", given["input"], _Input)
+    for number, output in enumerate(given["outputs"], 1):
+        _pass_over(imported, f"{what}, output {number}", output, _Output)
+    paused = "" if rule.enabled else ",paused"
     texts = []
-    for output in outputs:
-        if not isinstance(output, dict):
-            imported.remark(None, f"{what}: {shown(str(output))} is no output", "write it by hand")
-            continue
-        for key in sorted(map(str, output.keys() - OUTPUT)):
-            imported.remark(None, f"{what}: {shown(key)} of an output has no equivalent", "see docs/rules.md")
-        ttl = f",ttl={output['ttl']}" if "ttl" in output else ""
-        paused = ",paused" if rule.get("enabled", True) is False else ""
-        texts.append(f"{_place(output)}{ttl}{paused}")
-    source = f"{given['source']}@" if given.get("source") else ""
-    name = rule.get("name")
-    imported.add(None, f"{source}{_place(given)}", texts, None if name is None else str(name))
+    for output in rule.outputs:
+        ttl = "" if output.ttl is None else f",ttl={output.ttl}"
+        texts.append(f"{output}{ttl}{paused}")
+    source = f"{rule.input.source}@" if rule.input.source else ""
+    texts = imported.once(None, texts, f"{what}: the output")
+    imported.add(None, f"{source}{rule.input}", texts, rule.name, what)
 
 
-def _place(given: Mapping[str, Any]) -> str:
-    group = str(given.get("group", ""))
-    return f"{f'[{group}]' if ':' in group else group}:{given.get('port', '')}%{given.get('interface', '')}"
+def _pass_over(imported: Imported, what: str, given: Mapping[str, Any], known: type[msgspec.Struct]) -> None:
+    for key in given:
+        if key not in known.__struct_fields__:
+            imported.leave_out(None, f"{what}: {shown(key)}", "it has no equivalent", "see docs/rules.md")
 
 
 def _take_pinning(imported: Imported, pinning: Any) -> None:
     """mcrelay's workers have all interfaces, one worker on each core."""
-    if not pinning:
-        return
     try:
         of_interfaces = msgspec.convert(pinning, dict[str, list[Core]])
-    except msgspec.ValidationError:
-        imported.remark(None, "'pinning' is no list of cores for each interface", "set daemon.cores by hand")
+    except msgspec.ValidationError as error:
+        imported.leave_out(None, "'pinning'", f"{error}, where each interface has cores", "set daemon.cores by hand")
         return
     cores = sorted({core for cores in of_interfaces.values() for core in cores})
     imported.cores = ",".join(map(str, cores)) or None
-    if len(pinning) > 1:
+    for name, its_cores in of_interfaces.items():
+        if not its_cores:
+            imported.leave_out(None, f"'pinning' of {shown(name)}", "it names no core", "set daemon.cores by hand")
+    if len(of_interfaces) > 1:
         what = "mcrelay's workers are not an interface's: each core's has packets of all"
         imported.remark(None, what, "choose other cores in daemon.cores if that does not suit")
