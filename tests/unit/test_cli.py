@@ -249,7 +249,7 @@ def test_programs_are_told_that_there_is_no_daemon(path: Path) -> None:
         ("run a", "unexpected extra argument"),
         ("run --workers x", "'x' is not a valid whole number"),
         ("run --ring-mib x", "'x' is not a valid whole number; see 'mcrelay run --help'"),
-        ("import", "Missing argument 'FORMAT'. Choose from: mcr, smcroute, "),
+        ("import", "Missing argument 'FORMAT'. Write one of mcr, smcroute, "),
         ("run --workers 1.5", "--workers"),
         ("run --workers ''", "--workers"),
         ("run --engine unknown", "'auto', 'uring', 'reference'"),
