@@ -196,6 +196,7 @@ class Links:
             if attachment.ring == self._ring_for(attachment.opened["ingress"].mtu):
                 await self._loans.give_everywhere(attachment, "ingress")
                 await self._attachments.rejoin(attachment)
+                await self._attachments.leave_left_out(attachment)
             else:  # this daemon was told otherwise: what is needed is opened again
                 await self._detach((attachment.name, "ingress"))
         for attachment in self._attachments:

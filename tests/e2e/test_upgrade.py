@@ -121,6 +121,8 @@ def test_a_rule_that_a_later_version_refuses_keeps_no_other_from_it(
         wait_until(lambda name=name: daemon.json("stats")["rules"][name]["packets"] == 10)  # type: ignore[misc] # a default
     daemon.upgrade()
     assert [rule["name"] for rule in daemon.json("list")["rules"]] == ["even"]
+    groups = line.relay.ip("-4", "maddress", "show", "dev", "in0").stdout.split()
+    assert (INPUT.partition(":")[0] in groups, "239.1.1.2" in groups) == (False, True)
     run_sender(line.sender, SendPlan("239.1.1.2:5000", interface="eth0", count=10))
     wait_until(lambda: daemon.json("stats")["rules"][0]["packets"] == 20)
     # What it was counted at is another's now, from zero on.

@@ -352,6 +352,15 @@ class Attachments:
         async for membership in in_turns(self._memberships_on(attachment)):
             self._join(membership)
 
+    async def leave_left_out(self, attachment: Attachment) -> None:
+        """Cease to be a member of what a predecessor had joined there for rules that are no more."""
+        index = attachment.opened["ingress"].index
+        wanted = {(index, membership.group, membership.source) for membership in self._memberships_on(attachment)}
+        held = [member for _sock, members in self._memberships.holders() for member in members]
+        async for member in in_turns(held):
+            if member[0] == index and member not in wanted:
+                self._memberships.leave(*member)
+
     async def leave(self, unwanted: Iterable[Membership]) -> None:
         """Cease to be a member of these, unless a rule needs it."""
         async for membership in in_turns(unwanted):
