@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 
 TURN_S: Final = 3.0  # how long a change waits for those before it; well below the control plane's SUPERVISOR_S
 RECORD_S: Final = 0.001  # that a worker may take longer for each rule of a whole set
+REASON_MAX: Final = 400  # characters of what is said of a change that nobody has asked for
 OWNER_READY_S: Final = 2.0  # how long a change waits for a worker that is being restarted
 
 
@@ -61,8 +62,9 @@ class Active:
 
 
 class ActiveRules:
-    """`data`: the data plane workers. `on_change` gets what was added, and the ids of what was removed, within the turn
-    of that change; nothing of either if it is about interfaces. Counters of what goes are cleared in all `pages`."""
+    """`data`: the data plane workers. `on_change` gets what was added, the ids of what was removed, and why if nobody
+    has asked for it, within the turn of that change; nothing of these if it is about interfaces. Counters of what goes
+    are cleared in all `pages`."""
 
     def __init__(
         self,
@@ -73,7 +75,7 @@ class ActiveRules:
         ring_memory: int,
         ring_memories: Mapping[str, int],
         rootless: bool,
-        on_change: Callable[[list[RuleRecord], Sequence[str]], None],
+        on_change: Callable[[list[RuleRecord], Sequence[str], str], None],
     ) -> None:
         self._data = data
         self._workers = len(data)
@@ -98,7 +100,7 @@ class ActiveRules:
             ring_memory=ring_memory,
             ring_memories=ring_memories,
             rootless=rootless,
-            on_change=lambda: on_change([], ()),
+            on_change=lambda: on_change([], (), ""),
             before_use=self._end_cycles,
         )
 
@@ -213,7 +215,7 @@ class ActiveRules:
             await self._links.retire(retired)
             async for active in in_turns(removed):
                 self._clear_counters([active.record])
-            self._on_change([active.record for active in added], remove)
+            self._on_change([active.record for active in added], remove, "")
         return workers
 
     @contextlib.asynccontextmanager
@@ -283,7 +285,8 @@ class ActiveRules:
         if extract == self._extract:
             return
         while cycle := await self._find_cycle(hearing.of):
-            await self._pause(self._active[cycle.rule.id], cycle.output)
+            reason = f"{cycle.output} is paused, since the rule feeds itself now: {cycle.message}"[:REASON_MAX]
+            await self._pause(self._active[cycle.rule.id], cycle.output, reason)
             log.error(
                 "%s of rule %s is paused, since it feeds itself now: %s", cycle.output, cycle.rule.label, cycle.message
             )
@@ -297,7 +300,7 @@ class ActiveRules:
             return cycle
         return None
 
-    async def _pause(self, active: Active, output: Output) -> None:
+    async def _pause(self, active: Active, output: Output, reason: str) -> None:
         """In the rule's place, whatever workers say: one that does not follow is ended, and its next life does. Nothing
         else changes, since the rule needs and takes what it did."""
         rule = active.rule.with_paused(str(active.rule.outputs.index(output) + 1), paused=True)
@@ -312,7 +315,7 @@ class ActiveRules:
                     child.kill_life(life)
         self._note(paused)
         self.generation += 1
-        self._on_change([paused.record], [rule.id])
+        self._on_change([paused.record], [rule.id], reason)
 
     async def _wait_for_owners(self, rules: Iterable[Rule]) -> None:
         """Workers that must know a change have to be alive for it: give one that is being restarted some time."""

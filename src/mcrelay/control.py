@@ -209,7 +209,7 @@ class ControlPlane:
                 self._table.take(rule_id)
             added = [(self._table.put(record), record) for record in message.added]
         if not self._in_snapshot:
-            self._subscriptions.rules_changed(removed, added)
+            self._subscriptions.rules_changed(removed, added, message.reason)
         if message.complete:
             if self._in_snapshot:
                 # What a former life of ours has given out is known now.

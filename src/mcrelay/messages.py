@@ -163,7 +163,8 @@ class Scraper(Message, frozen=True):
 
 class RecordRules(Message, frozen=True):
     """Rules that ceased to be active or became so, in this order. A generation may take several messages; the last is
-    `complete`. With `snapshot` what was known before is void. One without rules is about the interfaces."""
+    `complete`. With `snapshot` what was known before is void. One without rules is about the interfaces. There is a
+    `reason` where nobody has asked for the change."""
 
     generation: Id
     added: tuple[RuleRecord, ...]
@@ -171,6 +172,7 @@ class RecordRules(Message, frozen=True):
     complete: bool
     interfaces: tuple[InterfaceRecord, ...]  # all that rules name
     snapshot: bool = False
+    reason: LongText = ""
 
 
 class WorkerChanged(Message, frozen=True):

@@ -79,15 +79,20 @@ class Subscriptions:
 
     # What happens.
 
-    def rules_changed(self, removed: Sequence[tuple[str, RuleRecord]], added: Sequence[tuple[str, RuleRecord]]) -> None:
-        """Ids and records."""
+    def rules_changed(
+        self, removed: Sequence[tuple[str, RuleRecord]], added: Sequence[tuple[str, RuleRecord]], reason: str = ""
+    ) -> None:
+        """Ids and records, and why rules were changed if nobody has asked for it."""
         if not self._wanted:
             return
         gone, come = dict(removed), dict(added)
         self._flows.forget(gone.keys() - come.keys())
         events = [_event("rule_removed", _label(i, r), _text(r)) for i, r in gone.items() if i not in come]
         events += [
-            _event("rule_changed" if i in gone else "rule_added", _label(i, r), _text(r)) for i, r in come.items()
+            _event("rule_changed", _label(i, r), reason[:TEXT_MAX] or _text(r))
+            if i in gone
+            else _event("rule_added", _label(i, r), _text(r))
+            for i, r in come.items()
         ]
         self._tell(events)
 

@@ -569,14 +569,14 @@ class Supervisor:
         else:
             close_descriptors(descriptors)
 
-    def _changed(self, added: list[RuleRecord], removed: Sequence[str]) -> None:
+    def _changed(self, added: list[RuleRecord], removed: Sequence[str], why: str) -> None:
         self._state.note(self._active.generation, self._active.records())
         if added or removed:
             self._spawn_task(self._state.save(self._active.generation))  # also of a change that nobody has asked for
         self._report.changed()
-        self._record(added, removed)
+        self._record(added, removed, why)
 
-    def _record(self, added: list[RuleRecord], removed: Sequence[str], *, snapshot: bool = False) -> None:
+    def _record(self, added: list[RuleRecord], gone: Sequence[str], why: str = "", *, snapshot: bool = False) -> None:
         """Tell the control plane what is active now. One that is not ready will be told all of it when it is."""
         if not snapshot and self._control.state != "ready":
             return
@@ -586,13 +586,14 @@ class Supervisor:
                 RecordRules(
                     generation=self._active.generation,
                     added=piece,
-                    removed=tuple(removed),
+                    removed=tuple(gone),
                     complete=last,
                     interfaces=self._active.interfaces(),
                     snapshot=snapshot,
+                    reason=why,
                 ),
             )
-            snapshot, removed = False, ()
+            snapshot, gone = False, ()
 
 
 def _refused(request_id: int, error: Error) -> Refused:

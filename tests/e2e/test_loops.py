@@ -144,7 +144,13 @@ def test_an_output_that_comes_to_feed_its_rule_is_paused_before_it_does(daemon: 
         return rule["state"], rule["outputs"]
 
     assert shown() == ("pending", outputs)
-    line.relay.ip("link", "add", "vC", "type", "veth", "peer", "name", "vD")
+    with daemon.client() as client:
+        happened = client.events(["rule_changed"])
+        line.relay.ip("link", "add", "vC", "type", "veth", "peer", "name", "vD")
+        (event,) = next(happened).events
+    assert event.text.startswith(
+        "=:=%vC,source=keep is paused, since the rule feeds itself now: rule l closes a cycle: "
+    )
     daemon.wait_for_log("=:=%vC,source=keep of rule l is paused, since it feeds itself now: rule l closes a cycle: ")
     for name in ("vC", "vD"):
         line.relay.ip("link", "set", name, "up")
