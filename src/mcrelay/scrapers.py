@@ -11,8 +11,10 @@ Where there are too many connections, the oldest goes: a scraper needs its own f
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import logging
+import re
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from typing import Final
 
 import h11
 
+from mcrelay.cells import clip, printable
 from mcrelay.errors import Error
 from mcrelay.limits import SCRAPERS_MAX
 from mcrelay.messages import Scraper
@@ -34,6 +37,9 @@ RESPONSE_S: Final = 5.0  # for the answer to be taken
 LINGER_S: Final = 1.0  # for the other side to close first: what we have not read would take the answer with it
 LINGER_MAX: Final = 64 * 1024  # bytes that are thrown away meanwhile
 READ_SIZE: Final = 4 * 1024
+SHOWN_MAX: Final = 60  # characters of what was wrong in a request
+OF_BYTES: Final = re.compile(r"""bytearray\((b['"].*['"])\)""", re.DOTALL)  # as h11 has them in its errors
+ABSOLUTE: Final = re.compile(rb"\Ahttp://[^/?#]+", re.IGNORECASE)  # what stands before a path in the absolute form
 TEXT: Final = "text/plain; charset=utf-8"
 
 
@@ -115,7 +121,8 @@ class Scrapers:
             raise Refusal(500, "an error inside the daemon; its log says more") from None
 
     def _page(self, request: h11.Request) -> Page:
-        path = request.target.partition(b"?")[0].decode("ascii", "replace")
+        # Whoever takes us for a proxy asks for a whole URL (RFC 9112, 3.2.2): which host it names does not matter.
+        path = ABSOLUTE.sub(b"", request.target).partition(b"?")[0].decode("ascii", "replace")
         page = self._pages.get(path)
         if page is None:
             raise Refusal(404, f"there are {' and '.join(self._pages)}")
@@ -141,7 +148,16 @@ async def _receive(sock: socket.socket, connection: h11.Connection) -> h11.Reque
     except h11.RemoteProtocolError as error:
         if not room:
             raise Refusal(431, f"a request has at most {HEAD_MAX} bytes") from None
-        raise Refusal(error.error_status_hint, f"not an HTTP request: {error}") from None
+        raise Refusal(error.error_status_hint, f"not an HTTP request: {_cleaned(str(error))}") from None
+
+
+def _cleaned(text: str) -> str:
+    """An error of h11's, with what it quotes as a text."""
+    return OF_BYTES.sub(lambda quoted: repr(_shown(ast.literal_eval(quoted[1]))), text)
+
+
+def _shown(data: bytes) -> str:
+    return clip(printable(data.decode("utf-8", "replace")), SHOWN_MAX)
 
 
 async def _send(sock: socket.socket, connection: h11.Connection, answer: Answer, *, with_body: bool) -> None:
