@@ -12,6 +12,7 @@ from typing import Final
 
 import click
 
+from mcrelay import cli_complete
 from mcrelay.cells import printable
 from mcrelay.errors import EXIT_CODES, BadConfig, UsageError
 from mcrelay.importers import FORMATS, Format
@@ -36,7 +37,7 @@ FORMAT_LINES: Final = "\n    ".join(f"{name:<20} {known.what}" for name, known i
     """,
 )
 @click.argument("format", metavar="FORMAT", type=click.Choice(list(FORMATS)))
-@click.argument("words", nargs=-1, metavar="[FILE]")
+@click.argument("words", nargs=-1, metavar="[FILE]", shell_complete=cli_complete.files)
 @click.option("--strict", is_flag=True, help="Exit with 65 if something was not translated, or not exactly.")
 def import_(format: str, words: tuple[str, ...], strict: bool) -> None:
     known = FORMATS[format]

@@ -97,7 +97,13 @@ def test_its_version_says_for_which_distribution_it_is(package: Path) -> None:
     assert version.endswith(f"~{built_for}")
     assert package.name.split("_")[1] == version
     upstream = version.removesuffix(f"~{built_for}")
-    order = [f"{upstream}~~rc1~{built_for}", version, f"{upstream}~{built_for}.1", upstream, f"{upstream}.1~{built_for}"]
+    order = [
+        f"{upstream}~~rc1~{built_for}",
+        version,
+        f"{upstream}~{built_for}.1",
+        upstream,
+        f"{upstream}.1~{built_for}",
+    ]
     for less, more in itertools.pairwise(order):
         subprocess.run(["dpkg", "--compare-versions", less, "lt", more], check=True)
 
