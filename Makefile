@@ -93,15 +93,22 @@ $(VENV)/.bench: $(VENV)/.tools
 	$(BIN)/pip install -q $$($(BIN)/python packaging/dependencies bench)
 	@touch $@
 
+$(VENV)/.package: $(VENV)/.tools
+	$(BIN)/pip install -q $$($(BIN)/python packaging/dependencies package)
+	@touch $@
+
 # For every Python from the one that builds it on (the stable interface), so build it with the oldest: PYTHON=python3.11
 wheel: $(DIST)/.wheel $(DIST)/.sdist
 deb: $(DIST)/.deb
 
-$(DIST)/.wheel: $(VENV)/.tools $(SOURCES)
+# What it is called says which C library it does with, at least: what pip makes is for this machine alone.
+$(DIST)/.wheel: $(VENV)/.package $(SOURCES)
 	@mkdir -p $(DIST)
-	rm -f $(DIST)/*.whl
+	rm -f $(DIST)/*.whl build/unnamed/*.whl
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip wheel -q --no-build-isolation --no-deps \
-	    --config-settings=build-dir=build/wheel --wheel-dir $(DIST) .
+	    --config-settings=build-dir=build/wheel --wheel-dir build/unnamed .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir $(DIST) build/unnamed/*.whl 2>build/auditwheel.log || \
+	    { cat build/auditwheel.log >&2; exit 1; }
 	@touch $@
 
 # Of what is committed.

@@ -117,7 +117,7 @@ struct counters_page {
     counter pool_exhausted; /* times that every receive slot was in use */
     counter pool_slots;     /* receive slots of all attached interfaces */
     counter pool_free;      /* of these, not in use */
-    counter batches;        /* turns of the engine's loop */
+    counter batches;        /* turns of the engine's loop in which packets were taken up */
     counter sends;          /* calls that sent those copies: several at once where they could be segments */
     counter segments_refused; /* runs that a device or path did not take as segments, and that left one by one */
     uint64_t unused_totals[5];

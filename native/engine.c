@@ -171,7 +171,7 @@ static void upkeep(struct engine *engine)
     }
     count_set(&engine->counters->pool_slots, slots);
     count_set(&engine->counters->pool_free, free);
-    count(&engine->counters->batches, 1);
+    count(&engine->counters->batches, engine->taken > 0);
     if (engine->active && !engine->timer_armed && !engine->stopping)
         arm_timer(engine);
 }

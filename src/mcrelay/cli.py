@@ -6,6 +6,7 @@ JSON document with the fields of mcrelay.messages. Errors are one line on standa
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import NoReturn
@@ -15,6 +16,7 @@ import click
 from mcrelay import (
     __version__,
     cells,
+    cli_complete,
     cli_config,
     cli_diagnose,
     cli_events,
@@ -41,6 +43,10 @@ from mcrelay.messages import ProcessFacts
 
 def main() -> NoReturn:
     """The entry point of the program."""
+    if "_MCRELAY_COMPLETE" in os.environ:  # a shell asks
+        from mcrelay import cli_bash
+
+        cli_bash.take_place()
     try:
         cli.main(standalone_mode=False)
     except Error as error:
@@ -139,7 +145,7 @@ def add(input: str, outputs: tuple[str, ...], name: str | None, as_json: bool, p
 
 
 @cli.command()
-@click.argument("rule", metavar="NAME|ID")
+@click.argument("rule", metavar="NAME|ID", shell_complete=cli_complete.rules)
 @_json_option
 @_socket_option
 def remove(rule: str, as_json: bool, path: str) -> None:
@@ -164,8 +170,8 @@ def _print_paused(paused: Paused, word: str, *, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("rule", metavar="NAME|ID")
-@click.argument("output", required=False)
+@click.argument("rule", metavar="NAME|ID", shell_complete=cli_complete.rules)
+@click.argument("output", required=False, shell_complete=cli_complete.outputs)
 @_json_option
 @_socket_option
 def pause(rule: str, output: str | None, as_json: bool, path: str) -> None:
@@ -180,8 +186,8 @@ def pause(rule: str, output: str | None, as_json: bool, path: str) -> None:
 
 
 @cli.command()
-@click.argument("rule", metavar="NAME|ID")
-@click.argument("output", required=False)
+@click.argument("rule", metavar="NAME|ID", shell_complete=cli_complete.rules)
+@click.argument("output", required=False, shell_complete=cli_complete.outputs)
 @_json_option
 @_socket_option
 def resume(rule: str, output: str | None, as_json: bool, path: str) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from mcrelay import config_files, host
+from mcrelay import cli_complete, config_files, host
 from mcrelay.cli_options import json_option, socket_option
 from mcrelay.cli_print import complain, count_of, print_json, print_line
 from mcrelay.client import Client
@@ -36,7 +36,7 @@ from mcrelay.settings import schema as make_schema
 DIFFERS: Final = 1  # exit code of diff, as of diff(1)
 TRIES: Final = 20  # against others who change rules
 
-file_argument = click.argument("file", required=False, metavar="[FILE]")
+file_argument = click.argument("file", required=False, metavar="[FILE]", shell_complete=cli_complete.files)
 
 
 def load(file: str, *, as_json: bool = False) -> Configuration:

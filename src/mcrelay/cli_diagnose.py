@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from mcrelay import cli_complete
 from mcrelay.cli_options import Number, finite
 from mcrelay.cli_print import print_json, print_line
 from mcrelay.places import SYSTEM_SOCKET, find_socket
@@ -42,6 +43,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             default=find_socket,
             show_default=f"MCRELAY_SOCKET, or {SYSTEM_SOCKET}, or where this user's rootless daemon is",
             metavar="PATH",
+            shell_complete=cli_complete.files,
             help="The daemon's socket.",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs."),
@@ -60,7 +62,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.argument("input")
+@click.argument("input", shell_complete=cli_complete.inputs)
 @click.option("--from", "source", metavar="SOURCE", help="Only what this address sends.")
 @_options
 def explain(input: str, source: str | None, seconds: float, as_json: bool, path: str) -> None:

@@ -16,7 +16,7 @@ from typing import Final
 
 import click
 
-from mcrelay import cells
+from mcrelay import cells, cli_complete
 from mcrelay.api import EVENT_KINDS, Event, EventKind
 from mcrelay.cli_options import Whole, json_option, socket_option
 from mcrelay.cli_print import complain, print_json, print_line
@@ -49,7 +49,11 @@ COLOURS: Final = {
 )
 @click.option("--count", type=Whole(1), metavar="N", help="End after N events.")
 @click.option(
-    "--run", "program", metavar="PROGRAM", help="Run a program for each: PROGRAM KIND SUBJECT, JSON on stdin."
+    "--run",
+    "program",
+    metavar="PROGRAM",
+    help="Run a program for each: PROGRAM KIND SUBJECT, JSON on stdin.",
+    shell_complete=cli_complete.files,
 )
 @json_option
 @socket_option

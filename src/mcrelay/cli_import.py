@@ -11,6 +11,7 @@ from typing import Final
 
 import click
 
+from mcrelay import cli_complete
 from mcrelay.cells import printable
 from mcrelay.errors import EXIT_CODES, BadConfig, UsageError
 from mcrelay.importers import FORMATS, Format
@@ -42,7 +43,7 @@ class _Format(click.Choice[str]):
     """,
 )
 @click.argument("format", metavar="FORMAT", type=_Format(list(FORMATS)))
-@click.argument("words", nargs=-1, metavar="[FILE]")
+@click.argument("words", nargs=-1, metavar="[FILE]", shell_complete=cli_complete.files)
 @click.option("--strict", is_flag=True, help="Exit with 65 if something was not translated, or not exactly.")
 def import_(format: str, words: tuple[str, ...], strict: bool) -> None:
     known = FORMATS[format]

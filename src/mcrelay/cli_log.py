@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import click
 
+from mcrelay import cli_complete
 from mcrelay.cli_options import json_option, socket_option
 from mcrelay.cli_print import print_json
 from mcrelay.client import Client
@@ -33,6 +34,7 @@ def log_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "log_levels",
             multiple=True,
             metavar="LEVEL|COMPONENT=LEVEL",
+            shell_complete=cli_complete.levels,
             help=f"Log from LEVEL on ({', '.join(LEVELS)}) [default: info], or a component from its own; repeatable. "
             "'mcrelay log' changes it later.",
         ),
@@ -50,7 +52,7 @@ def log_settings(file: LogSection, texts: tuple[str, ...], log_format: LogFormat
 
 
 @click.command()
-@click.argument("levels", nargs=-1, metavar="[LEVEL|COMPONENT=LEVEL]...")
+@click.argument("levels", nargs=-1, metavar="[LEVEL|COMPONENT=LEVEL]...", shell_complete=cli_complete.levels)
 @json_option
 @socket_option
 def log(levels: tuple[str, ...], as_json: bool, path: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mcrelay import cli_complete
 from mcrelay.places import SYSTEM_SOCKET, find_socket
 
 
@@ -30,6 +31,7 @@ def socket_option(function: Callable[..., Any]) -> Callable[..., Any]:
         default=find_socket,
         show_default=f"MCRELAY_SOCKET, or {SYSTEM_SOCKET}, or where this user's rootless daemon is",
         metavar="PATH",
+        shell_complete=cli_complete.files,
         help="The daemon's socket.",
     )(function)
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 import msgspec
 
-from mcrelay import cli_log, host
+from mcrelay import cli_complete, cli_log, host
 from mcrelay.cli_options import Whole
 from mcrelay.config import Configuration
 from mcrelay.endpoint import parse_endpoint
@@ -34,13 +34,17 @@ SWITCHES: Final = ("rootless", "busy_poll")
 
 @click.command()
 @click.option(
-    "--config", metavar="FILE", help="Settings and rules; /etc/mcrelay/mcrelay.toml is where a service has it."
+    "--config",
+    metavar="FILE",
+    help="Settings and rules; /etc/mcrelay/mcrelay.toml is where a service has it.",
+    shell_complete=cli_complete.files,
 )
 @click.option(
     "--socket",
     envvar=VARIABLE,
     show_default=f"{SYSTEM_SOCKET}, rootless in $XDG_RUNTIME_DIR/mcrelay or /tmp/mcrelay-UID",
     metavar="PATH",
+    shell_complete=cli_complete.files,
     help="The daemon's socket.",
 )
 @click.option(

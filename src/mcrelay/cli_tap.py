@@ -22,7 +22,7 @@ from typing import Final
 
 import click
 
-from mcrelay import __version__
+from mcrelay import __version__, cli_complete
 from mcrelay.api import Tapped, TappedPacket
 from mcrelay.cli_options import Number, Whole, json_option, socket_option
 from mcrelay.client import Client
@@ -37,7 +37,7 @@ SILENCE_S: Final = 5.0  # after which we say so
 
 
 @click.command()
-@click.argument("rule", metavar="NAME|ID")
+@click.argument("rule", metavar="NAME|ID", shell_complete=cli_complete.rules)
 @click.option(
     "--count",
     type=Whole(0),
@@ -79,8 +79,16 @@ def trace(rule: str, count: int, payload: bool, snap_length: int, as_json: bool,
 
 
 @click.command()
-@click.argument("rule", metavar="NAME|ID")
-@click.option("-w", "--write", "file", required=True, metavar="FILE", help="Where to; - is standard output.")
+@click.argument("rule", metavar="NAME|ID", shell_complete=cli_complete.rules)
+@click.option(
+    "-w",
+    "--write",
+    "file",
+    required=True,
+    metavar="FILE",
+    help="Where to; - is standard output.",
+    shell_complete=cli_complete.files,
+)
 @click.option("--count", type=Whole(1), metavar="N", help="End after so many packets [default: with Ctrl-C].")
 @click.option("--seconds", type=Number(0, min_open=True), metavar="S", help="End after so many seconds.")
 @click.option(

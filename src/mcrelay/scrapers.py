@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ RESPONSE_S: Final = 5.0  # for the answer to be taken
 LINGER_S: Final = 1.0  # for the other side to close first: what we have not read would take the answer with it
 LINGER_MAX: Final = 64 * 1024  # bytes that are thrown away meanwhile
 READ_SIZE: Final = 4 * 1024
+ABSOLUTE: Final = re.compile(rb"\Ahttp://[^/?#]+", re.IGNORECASE)  # what stands before a path in the absolute form
 TEXT: Final = "text/plain; charset=utf-8"
 
 
@@ -115,7 +117,8 @@ class Scrapers:
             raise Refusal(500, "an error inside the daemon; its log says more") from None
 
     def _page(self, request: h11.Request) -> Page:
-        path = request.target.partition(b"?")[0].decode("ascii", "replace")
+        # Whoever takes us for a proxy asks for a whole URL (RFC 9112, 3.2.2): which host it names does not matter.
+        path = ABSOLUTE.sub(b"", request.target).partition(b"?")[0].decode("ascii", "replace")
         page = self._pages.get(path)
         if page is None:
             raise Refusal(404, f"there are {' and '.join(self._pages)}")
@@ -141,7 +144,8 @@ async def _receive(sock: socket.socket, connection: h11.Connection) -> h11.Reque
     except h11.RemoteProtocolError as error:
         if not room:
             raise Refusal(431, f"a request has at most {HEAD_MAX} bytes") from None
-        raise Refusal(error.error_status_hint, f"not an HTTP request: {error}") from None
+        why = str(error).partition(": bytearray(")[0]  # what it quotes, its sender knows
+        raise Refusal(error.error_status_hint, f"not an HTTP request: {why}") from None
 
 
 async def _send(sock: socket.socket, connection: h11.Connection, answer: Answer, *, with_body: bool) -> None:

@@ -74,6 +74,21 @@ def test_too_many_commands_are_refused_at_once(bench: Bench) -> None:
     assert bench.answer(engine.set_rules([])) == 0
 
 
+def test_a_batch_is_a_turn_in_which_packets_were_taken_up(bench: Bench) -> None:
+    """Commands, timers and, where the engine never sleeps, nothing at all make turns, too."""
+    bench.start()
+    sender = Sender(bench.line.sender)
+    rule = entry("239.1.1.1", 5000, [leg("239.2.2.2", 6000, OUT0)])
+    bench.rules(rule)
+    assert bench.page.totals()["batches"] == 0
+    for sent in range(1, 4):
+        sender.send([b"one"])
+        bench.wait_received(sent)
+        for _ in range(3):
+            bench.rules(rule)
+        assert bench.page.totals()["batches"] == sent
+
+
 # --- forwarding ------------------------------------------------------------------------------------------------------
 
 

@@ -5,9 +5,12 @@ sender: eth0 -- in0 :relay: out0 -- eth0 :receiver
 
 from __future__ import annotations
 
+import itertools
+import platform
 import re
 import subprocess
 from collections.abc import Iterator
+from email.parser import HeaderParser
 from pathlib import Path
 from typing import Final
 
@@ -76,11 +79,75 @@ def test_configuration_stays_until_it_is_purged(root: Root, package: Path) -> No
     assert root.run("ls", "/etc/mcrelay", check=False).returncode == 2
 
 
+def dpkg_deb(*arguments: str | Path) -> str:
+    return subprocess.run(["dpkg-deb", *arguments], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def unpacked(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("unpacked")
+    dpkg_deb("--extract", package, directory)
+    return directory
+
+
+def test_its_version_says_for_which_distribution_it_is(package: Path) -> None:
+    release = platform.freedesktop_os_release()
+    built_for = {"debian": "deb", "ubuntu": "ubuntu"}[release["ID"]] + release["VERSION_ID"]
+    version = dpkg_deb("--field", package, "Version").strip()
+    assert version.endswith(f"~{built_for}")
+    assert package.name.split("_")[1] == version
+    upstream = version.removesuffix(f"~{built_for}")
+    order = [
+        f"{upstream}~~rc1~{built_for}",
+        version,
+        f"{upstream}~{built_for}.1",
+        upstream,
+        f"{upstream}.1~{built_for}",
+    ]
+    for less, more in itertools.pairwise(order):
+        subprocess.run(["dpkg", "--compare-versions", less, "lt", more], check=True)
+
+
+def test_modules_are_stripped_and_can_be_identified(unpacked: Path) -> None:
+    modules = sorted(unpacked.rglob("*.so"))
+    assert len(modules) > 3
+    for module in modules:
+        facts = subprocess.run(
+            ["readelf", "--wide", "--sections", "--notes", module], capture_output=True, text=True, check=True
+        ).stdout
+        assert ".symtab" not in facts, module
+        assert ".debug" not in facts, module
+        assert re.search(r"Build ID: [0-9a-f]{40}", facts), module
+
+
+def test_the_copyright_file_has_all_that_is_bundled(unpacked: Path) -> None:
+    """Each file is somebody's, and each licence is there, word for word."""
+    text = (unpacked / "usr/share/doc/mcrelay/copyright").read_text()
+    header, *stanzas = (HeaderParser().parsestr(paragraph) for paragraph in text.strip().split("\n\n"))
+    assert header["Format"] == "https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/"
+    for stanza in stanzas:
+        assert stanza.keys() == ["Files", "Copyright", "License"]
+        assert all(stanza.values())
+        assert re.fullmatch(r"[\w.+-]+( (and|or) [\w.+-]+)*", stanza["License"].splitlines()[0]), stanza["License"]
+    (packages,) = unpacked.glob("usr/lib/mcrelay/lib/python3*/site-packages")
+    patterns = " ".join(stanza["Files"] for stanza in stanzas[1:]).split()
+    for path in packages.iterdir():
+        own = path.name == "mcrelay" or path.name.startswith("mcrelay-")
+        pattern = f"{path.relative_to(unpacked)}{'/*' if path.is_dir() else ''}"
+        assert patterns.count(pattern) == (not own), path
+    words = " ".join(line.strip(" .") for line in text.splitlines()).split()
+    carried = " ".join(words)
+    licences = [path for path in packages.glob("*.dist-info/licenses/*") if "/mcrelay-" not in str(path)]
+    assert len(licences) > 6
+    for licence in licences:
+        for line in licence.read_text().replace("\f", "").splitlines():
+            assert " ".join(line.strip(" .").split()) in carried, (licence, line)
+    for notice in ("Jens Axboe", "Michele Simionato", "liburing, under the MIT licence"):  # of what has no such file
+        assert notice in text
+
+
 def test_what_is_in_it(package: Path) -> None:
     """Owners, modes, and that it depends on the Python that its compiled modules are for."""
-
-    def dpkg_deb(*arguments: str) -> str:
-        return subprocess.run(["dpkg-deb", *arguments], capture_output=True, text=True, check=True).stdout
 
     entries = [line.split(None, 5) for line in dpkg_deb("--contents", str(package)).splitlines()]
     programs = {"./usr/bin/mcrelay"}

@@ -1,12 +1,10 @@
-"""What a person types without knowing it: the manual page, and completions in a shell."""
+"""The manual pages: that they have everything, and are good roff."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -18,7 +16,6 @@ from mcrelay.cli import cli
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PAGE: Final = ROOT / "man/mcrelay.8"
-PROGRAM: Final = Path(sys.executable).with_name("mcrelay")
 OF_MOST: Final = "Options of most commands"
 
 
@@ -77,41 +74,3 @@ def test_a_page_is_good_roff(page: Path) -> None:
     assert done.stderr == ""
     for line in done.stdout.splitlines():
         assert "\\" not in line
-
-
-@pytest.fixture(scope="module")
-def completions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("completions")
-    subprocess.run([ROOT / "packaging/completions", PROGRAM, directory], check=True, timeout=60)
-    return directory
-
-
-def test_bash_completes_commands_and_options(completions: Path) -> None:
-    def offers(*words: str) -> set[str]:
-        code = (
-            'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); '
-            # What bash calls for the command, as bash says.
-            'function=$(complete -p mcrelay | sed "s/.*-F \\([^ ]*\\).*/\\1/"); '
-            '"$function" mcrelay "${COMP_WORDS[COMP_CWORD]}"; printf "%s\\n" "${COMPREPLY[@]}"'
-        )
-        done = subprocess.run(
-            ["bash", "-c", code, "bash", completions / "mcrelay.bash", "mcrelay", *words],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={"PATH": f"{PROGRAM.parent}:{os.environ['PATH']}"},
-        )
-        assert done.stderr == ""
-        return set(done.stdout.split())
-
-    assert {"remove", "restart-worker", "resume", "receive"} <= offers("re")
-    assert {"--ring-mib", "--rootless"} <= offers("run", "--r")
-    assert offers("run", "--engine", "re") == {"reference"}
-
-
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_the_other_shells_can_read_theirs(completions: Path, shell: str) -> None:
-    text = (completions / f"mcrelay.{shell}").read_text()
-    assert f"_MCRELAY_COMPLETE={shell}_complete" in text
-    if program := shutil.which(shell):
-        subprocess.run([program, "-n", completions / f"mcrelay.{shell}"], check=True, timeout=20)

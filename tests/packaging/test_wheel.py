@@ -7,6 +7,9 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
+from collections import Counter
+from email.parser import HeaderParser
 from pathlib import Path
 from typing import Final
 
@@ -52,9 +55,27 @@ def chosen() -> list[str]:
     return [version for version in versions if version in few]
 
 
-def test_its_name_says_stable_interface(wheel: Path) -> None:
+def test_its_name_says_stable_interface_and_c_library(wheel: Path) -> None:
+    """The C library's age, by which pip and an index know where it runs, is what its modules ask for."""
     builder = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    assert re.fullmatch(rf"mcrelay-[^-]+-{builder}-abi3-linux_[a-z0-9_]+\.whl", wheel.name)
+    named = re.fullmatch(rf"mcrelay-[^-]+-{builder}-abi3-(?:\w+\.)?manylinux_(\d+)_(\d+)_\w+\.whl", wheel.name)
+    assert named, wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        modules = [archive.read(name) for name in archive.namelist() if name.endswith(".so")]
+        (facts,) = (archive.read(name) for name in archive.namelist() if name.endswith(".dist-info/WHEEL"))
+    assert len(modules) == 3
+    asked = {(int(a), int(b)) for module in modules for a, b in re.findall(rb"GLIBC_(\d+)\.(\d+)", module)}
+    assert max(asked) <= (int(named[1]), int(named[2]))
+    tags = [line.partition(": ")[2] for line in facts.decode().splitlines() if line.startswith("Tag: ")]
+    assert {tag.split("-")[2] for tag in tags} == set(wheel.name.removesuffix(".whl").split("-")[-1].split("."))
+
+
+def test_it_names_no_dependency_twice(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (facts,) = (archive.read(name) for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    required = HeaderParser().parsestr(facts.decode()).get_all("Requires-Dist", [])
+    assert required
+    assert [text for text, count in Counter(required).items() if count > 1] == []
 
 
 @pytest.mark.parametrize("version", chosen())

@@ -104,6 +104,11 @@ def test_a_page_is_answered() -> None:
         (b"GET /metrics?format=x HTTP/1.1\r\nHost: a\r\n\r\n", 200, b"mcrelay_clients"),
         (b"GET /metrics HTTP/1.0\r\n\r\n", 200, b"mcrelay_clients"),
         (b"GET /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody", 200, b"mcrelay_clients"),
+        (b"GET http://relay:9478/metrics HTTP/1.1\r\nHost: a\r\n\r\n", 200, b"mcrelay_clients"),
+        (b"GET HTTP://[::1]/metrics?a=http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", 200, b"mcrelay_clients"),
+        (b"GET http://relay HTTP/1.1\r\nHost: a\r\n\r\n", 404, b"there are"),
+        (b"GET http:///metrics HTTP/1.1\r\nHost: a\r\n\r\n", 404, b"there are"),  # of no host
+        (b"GET /http://relay/metrics HTTP/1.1\r\nHost: a\r\n\r\n", 404, b"there are"),
         (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", 404, b"there are /metrics and /busy"),
         (b"GET /metrics/../etc/passwd HTTP/1.1\r\nHost: a\r\n\r\n", 404, b"there are"),
         (b"GET /m%65trics HTTP/1.1\r\nHost: a\r\n\r\n", 404, b"there are"),
@@ -112,7 +117,9 @@ def test_a_page_is_answered() -> None:
         (b"GET /busy HTTP/1.1\r\nHost: a\r\n\r\n", 503, b"the rules change all the time; ask again"),
         (b"GET /metrics HTTP/1.1\r\n\r\n", 400, b"not an HTTP request"),  # no Host
         (b"GET /metrics HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400, b"not an HTTP request"),
-        (b"GET /metrics\r\n\r\n", 400, b"not an HTTP request"),
+        (b"GET /metrics\r\n\r\n", 400, b"not an HTTP request: illegal request line\n"),
+        (b"GET /metrics HTTP/1.1\r\nHost: a\r\nno\x1b[31m\r\n\r\n", 400, b"illegal header line\n"),
+        (b"GET /" + b"x" * 200 + b"\r\n\r\n", 400, b"illegal request line\n"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 404, b"there are"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200), 400, b"not an HTTP request"),  # TLS
         (b"\xff" * 100 + b"\r\n\r\n", 400, b"not an HTTP request"),
@@ -129,6 +136,7 @@ def test_each_request_has_its_answer(request_head: bytes, code: int, words: byte
         answer = await house.ask(request_head)
         assert status(answer) == code
         assert words in answer
+        assert b"bytearray" not in answer
         assert len(answer) < 1000
         assert status(await house.ask(GET)) == 200  # others notice nothing
         await house.rest()

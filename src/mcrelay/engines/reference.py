@@ -240,12 +240,13 @@ class ReferenceEngine:
         while not self._stopping:
             ready = self._selector.select(timeout)
             self._now_ns = time.monotonic_ns()
-            self._page.count(BATCHES)
+            came = False
             for key, _events in ready:
                 if key.data is None:
                     self._execute_commands()
                 elif key.fd in self._selector.get_map():  # not taken out just now
-                    self._receive(key.data)
+                    came |= self._receive(key.data)
+            self._page.count(BATCHES, came)
             for ingress in self._all_ingress():
                 self._count_overruns(ingress)
             self._count_lost(self._reassembler.expire(self._now_ns))
@@ -372,13 +373,14 @@ class ReferenceEngine:
         self._count_lost(lost)
         return None if whole is None else parse(memoryview(whole), checksum_vouched=False)
 
-    def _receive(self, ingress: Ingress | PortIngress) -> None:
-        for _ in range(PACKETS_PER_TURN):
+    def _receive(self, ingress: Ingress | PortIngress) -> bool:
+        """Whether anything came."""
+        for number in range(PACKETS_PER_TURN):
             packet, vlan, failure = None, 0, ""
             try:
                 packet, vlan = ingress.receive(self._parse)
             except OSError:
-                return  # nothing there, or the interface went down: select again
+                return number > 0  # nothing more, or the interface went down: select again
             except Drop as drop:
                 failure = drop.args[0]
             self._page.count_interface(ingress.interface, "frames")
@@ -401,6 +403,7 @@ class ReferenceEngine:
             self._taps.take(entry.counter, len(entry.legs), ingress.interface, packet, vlan)
             if self._admit(ingress, entry, packet, len(datagrams)):
                 self._forward(entry, packet)
+        return True
 
     def _admit(self, ingress: Ingress | PortIngress, entry: Entry, packet: Packet, count: int) -> bool:
         """Whether a packet that matched a rule is to be forwarded at all; what is not counts for the rule in a word of
