@@ -279,7 +279,6 @@ def test_the_hooks_of_the_page_work_in_their_sandbox(machine: Root, line: RelayL
     assert "rcpt TO:<noc@example.org>\r\n" in server.heard[0]
     assert "\r\nSubject: hooked: interface_down\r\n" in server.heard[0]
     assert "\r\n\r\ninterface 'hooked' is down" in server.heard[0]
-    assert "failed for" not in journal(machine, "mcrelay-hook")
 
 
 def test_the_hook_is_a_user_of_its_own_that_can_do_little(machine: Root) -> None:
