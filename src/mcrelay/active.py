@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 TURN_S: Final = 3.0  # how long a change waits for those before it; well below the control plane's SUPERVISOR_S
 RECORD_S: Final = 0.001  # that a worker may take longer for each rule of a whole set
-REASON_MAX: Final = 400  # characters of what is said of a change that nobody has asked for
+REASON_MAX: Final = 4096  # characters, messages.LongText
 OWNER_READY_S: Final = 2.0  # how long a change waits for a worker that is being restarted
 
 
@@ -157,8 +157,14 @@ class ActiveRules:
         for child in self._data:
             if self._pages[child.index].in_hand():  # of a predecessor's worker that was killed
                 self.settle(child)
-        self._clear_counters(self._left_out)
         await self._links.take_over()
+
+    async def forget_left_out(self) -> None:
+        """The predecessor is gone for good: with it goes what it had for the rules that this version refuses."""
+        async with self.changing:
+            self._clear_counters(self._left_out)
+            self._left_out.clear()
+            await self._links.leave_left_out()
 
     def leave(self) -> None:
         """A successor forwards: change nothing any more."""

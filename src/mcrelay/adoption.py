@@ -106,7 +106,7 @@ class Adoption:
                 if half:
                     left += [some[half:], some[:half]]  # in their order
                 else:
-                    log.error("rule %s of %s cannot be: %s", some[0].label, self._file, error)
+                    log.error("rule %s of the configuration cannot be: %s", some[0].label, error)
 
     async def _set_levels(self, settings: Settings) -> None:
         """What 'mcrelay log' has changed stays if the file's part of it does."""

@@ -56,10 +56,11 @@ from mcrelay.api import (
 )
 from mcrelay.codec import in_frames
 from mcrelay.conversation import ID, Dialogue, Stream, ask, seconds
-from mcrelay.errors import ProtocolError, UsageError
+from mcrelay.errors import Busy, ProtocolError, UsageError
 from mcrelay.messages import Message, ProcessFacts
 
 UPGRADE_S: Final = 35.0  # for the new daemon to start and take over, or not
+PAGINGS: Final = 5  # of a list that changes meanwhile
 NAMES_PER_FRAME: Final = 8000  # of 64 characters
 
 Paged = TypeVar("Paged", Rules, Stats)
@@ -130,10 +131,18 @@ def stats() -> Dialogue[Stats]:
 
 
 def _all_pages(request: Callable[[str | None], Message], expect: type[Paged]) -> Dialogue[Paged]:
-    """The last answer, with the rules of all of them."""
+    """The last answer, with the rules of all of them; from the start again if a page's last rule went away."""
     found: list[Any] = []
+    left = PAGINGS
     while True:
-        reply = yield from ask(request(found[-1].id if found else None), expect, reads=True)
+        try:
+            reply = yield from ask(request(found[-1].id if found else None), expect, reads=True)
+        except Busy:
+            left -= 1
+            if not found or not left:
+                raise
+            found = []
+            continue
         found += reply.rules
         if not reply.more:
             return msgspec.structs.replace(reply, rules=tuple(found))

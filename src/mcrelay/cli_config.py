@@ -13,6 +13,7 @@ from typing import Final
 import click
 
 from mcrelay import cli_complete, config_files, host
+from mcrelay.cells import printable
 from mcrelay.cli_options import json_option, socket_option
 from mcrelay.cli_print import complain, count_of, print_json, print_line
 from mcrelay.client import Client
@@ -40,25 +41,27 @@ file_argument = click.argument("file", required=False, metavar="[FILE]", shell_c
 
 
 def load(file: str, *, as_json: bool = False) -> Configuration:
-    """Prints all that is wrong, if something is, and exits; what this host does not have is only remarked on."""
+    """Prints all that is wrong, if something is, and exits; what this host does not have is only remarked on. With
+    `as_json` all of it is one document, also if nothing is wrong."""
     try:
         found = read(config_files.read_files(file))
-        problems: tuple[Problem, ...] = ()
     except ConfigError as error:
-        problems = error.problems
+        if as_json:
+            print_json(CheckedFile(problems=error.problems, remarks=()))
+        for problem in error.problems:
+            complain(str(problem))
+        sys.exit(EXIT_CODES["config"])
     except config_files.FileError as error:
         if as_json:
             problem = Problem(file, None, error.message, error.hint)
             print_json(CheckedFile(problems=(problem,), remarks=()))
         raise
-    if problems:
-        if as_json:
-            print_json(CheckedFile(problems=problems, remarks=()))
-        for problem in problems:
-            complain(str(problem))
-        sys.exit(EXIT_CODES["config"])
-    for remark in _remarks(found):
-        complain(f"note: {remark}")
+    remarks = _remarks(found)
+    if as_json:
+        print_json(CheckedFile(problems=(), remarks=remarks))
+    else:
+        for remark in remarks:
+            complain(f"note: {remark}")
     return found
 
 
@@ -81,12 +84,9 @@ def check(file: str | None, as_json: bool) -> None:
     """
     file = file or config_files.SYSTEM_FILE
     found = load(file, as_json=as_json)
-    if as_json:
-        print_json(CheckedFile(problems=(), remarks=_remarks(found)))
-        return
-    print_line(
-        f"{', '.join(document.name for document in found.documents)}: fine, {count_of(len(found.rules), 'rule')}"
-    )
+    if not as_json:
+        names = printable(", ".join(document.name for document in found.documents))
+        print_line(f"{names}: fine, {count_of(len(found.rules), 'rule')}")
 
 
 @click.command()

@@ -67,6 +67,8 @@ def events(kinds: tuple[EventKind, ...], count: int | None, program: str | None,
     """
     if program is not None and shutil.which(program) is None:
         if os.path.isfile(program):
+            if "/" not in program:
+                raise UsageError(f"--run {program}: it is in no directory of PATH", f"write ./{program}")
             raise UsageError(f"--run {program}: you may not execute it", f"chmod +x {program}")
         raise UsageError(f"--run {program}: there is no such program", "give the path of an executable file")
     with until_stopped(), ExitStack() as stack:
@@ -95,7 +97,7 @@ def _follow(path: str, kinds: tuple[EventKind, ...], count: int | None) -> Itera
             try:
                 for happened in client.events(kinds, patience_s=LOOK_S):
                     if lost_at is not None:
-                        complain("the daemon is back; what happened meanwhile is not told")
+                        complain("connected again; what happened meanwhile is not told")
                         lost_at = None
                     for event in happened.events:
                         yield event

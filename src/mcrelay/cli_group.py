@@ -7,13 +7,26 @@ names alone, since an abbreviation is no command.
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
+
+from mcrelay.errors import EXIT_CODES
 
 
 class Commands(click.Group):
     """Abbreviations are for people: a script that uses one may break with the next command that is added."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Click ends with 1 where whoever reads the output is gone, which some commands say something else by."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left to be written
+            sys.exit(EXIT_CODES["io"])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

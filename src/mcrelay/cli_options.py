@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -12,16 +12,23 @@ from mcrelay import cli_complete
 from mcrelay.places import SYSTEM_SOCKET, find_socket
 
 
+class _AnyWhole(click.types.IntParamType):
+    name = "whole number"
+
+
 class Whole(click.IntRange):
-    """A whole number, and called that in errors."""
+    """A whole number of a range, and called that in errors."""
 
     name = "whole number"
 
 
 class Number(click.FloatRange):
-    """A number, and called that in errors."""
+    """A number of a range, and called that in errors."""
 
     name = "number"
+
+
+WHOLE: Final = _AnyWhole()  # whatever it is
 
 
 def socket_option(function: Callable[..., Any]) -> Callable[..., Any]:

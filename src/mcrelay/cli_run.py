@@ -6,14 +6,16 @@ Owns the options, and which of them and of the configuration file's settings cou
 from __future__ import annotations
 
 import os
+from collections.abc import Container
 from typing import Any, Final
 
 import click
 import msgspec
 
 from mcrelay import cli_complete, cli_log, host
-from mcrelay.cli_options import Whole
+from mcrelay.cli_options import WHOLE, Whole
 from mcrelay.config import Configuration
+from mcrelay.cores import check_worker
 from mcrelay.endpoint import parse_endpoint
 from mcrelay.limits import (
     LATENCY_BUDGET_US_DEFAULT,
@@ -24,7 +26,7 @@ from mcrelay.limits import (
 from mcrelay.messages import LogSettings
 from mcrelay.options import Options
 from mcrelay.places import SYSTEM_SOCKET, VARIABLE, user_socket
-from mcrelay.process import find_user
+from mcrelay.process import identity
 from mcrelay.rootless import check_cores, check_ring
 from mcrelay.settings import METRICS_RULES_DEFAULT, RING_MIB_MAX, DaemonSection, LogFormat
 
@@ -52,7 +54,7 @@ SWITCHES: Final = ("rootless", "busy_poll")
     is_flag=True,
     help="Use no privilege: ordinary UDP sockets, which get only what this host's kernel accepts.",
 )
-@click.option("--workers", type=Whole(), metavar="N", help="Data plane workers, one per core [default: all cores].")
+@click.option("--workers", type=WHOLE, metavar="N", help="Data plane workers, one per core [default: all cores].")
 @click.option("--cores", metavar="LIST", help="The cores for them, for example 0,2-3.")
 @click.option("--user", metavar="NAME", help="Who workers run as [default: mcrelay if it exists, else nobody].")
 @click.option(
@@ -126,9 +128,13 @@ def run(
     from mcrelay import config_files, service
 
     alone = given["workers"] is None and given["cores"] is None
-    loaded = Configuration() if config is None else config_files.load(config, alone=alone)
-    logs = cli_log.log_settings(loaded.settings.log, log_levels, log_format, debug=debug)
-    service.run(make_options(loaded, config, given, logs, restore=False if no_restore else None))
+
+    def options() -> Options:  # what the files hold is not needed for as long as the daemon lives
+        loaded = Configuration() if config is None else config_files.load(config, alone=alone)
+        logs = cli_log.log_settings(loaded.settings.log, log_levels, log_format, debug=debug)
+        return make_options(loaded, config, given, logs, restore=False if no_restore else None)
+
+    service.run(options())
 
 
 def make_options(
@@ -152,17 +158,18 @@ def make_options(
     with loaded.answers_for(*of_cores):
         if daemon.rootless:
             check_cores(daemon.workers, daemon.cores)
-        names = [f"--{key}" if "cores" in chosen else f"daemon.{key}" for key in ("workers", "cores")]
-        cores = host.cores_of(daemon, *names)
+        cores = host.cores_of(daemon, *(_said(key, chosen)[0] for key in ("workers", "cores")))
     for number in settings.worker:
         with loaded.answers_for(("worker", number)):
-            host.check_worker(number, len(cores))
+            check_worker(number, len(cores))
     if daemon.rootless:
-        with loaded.answers_for(*([] if "ring_mib" in chosen else [("daemon", "ring_mib")])):
-            check_ring(is_given=daemon.ring_mib != DaemonSection().ring_mib or "ring_mib" in chosen)
-    elif "user" not in chosen:
-        with loaded.answers_for(*host.USER):
-            find_user(daemon.user, "daemon.user")
+        what, paths = _said("ring_mib", chosen)
+        with loaded.answers_for(*paths):
+            check_ring(what, is_given=daemon.ring_mib != DaemonSection().ring_mib or "ring_mib" in chosen)
+    if daemon.rootless or os.geteuid() == 0:  # else the want of privilege comes first
+        what, paths = _said("user", chosen)
+        with loaded.answers_for(*paths):
+            identity(daemon.user, what, own=daemon.rootless)
     return Options(
         socket=daemon.socket if daemon.socket is not None else user_socket() if daemon.rootless else SYSTEM_SOCKET,
         cores=cores,
@@ -179,4 +186,10 @@ def make_options(
         metrics_rules=metrics_rules,
         config=None if config is None else os.path.abspath(config),
         settings=settings,
+        chosen=frozenset(chosen),
     )
+
+
+def _said(key: str, chosen: Container[str]) -> tuple[str, list[tuple[str, str]]]:
+    """What a setting of the daemon is called where it was said, and where that is in the file if it is there."""
+    return (f"--{key.replace('_', '-')}", []) if key in chosen else (f"daemon.{key}", [("daemon", key)])

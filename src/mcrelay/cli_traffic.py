@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from mcrelay.cli_options import Whole
+from mcrelay.cli_options import WHOLE
 
 Event = dict[str, Any]
 
@@ -27,7 +27,7 @@ def _common_options(function: Callable[..., Any]) -> Callable[..., Any]:
             default=None,
             help="Show rates every half second [default: on a terminal, and not with --json].",
         ),
-        click.option("--core", type=Whole(), metavar="N", help="Run on this core only."),
+        click.option("--core", type=WHOLE, metavar="N", help="Run on this core only."),
         click.option(
             "--rtp",
             is_flag=True,
@@ -40,7 +40,7 @@ def _common_options(function: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="What counts up from flow to flow.",
         ),
-        click.option("--flows", type=Whole(), default=1, show_default=True, metavar="N", help="Number of flows."),
+        click.option("--flows", type=WHOLE, default=1, show_default=True, metavar="N", help="Number of flows."),
     ):
         function = option(function)
     return function
@@ -56,14 +56,14 @@ def _common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="N",
     help="Datagrams a second, of all flows; 0 is as fast as possible.",
 )
-@click.option("--size", type=Whole(), default=1000, show_default=True, metavar="N", help="Bytes of payload.")
-@click.option("--count", type=Whole(), metavar="N", help="End after so many datagrams [default: with Ctrl-C].")
+@click.option("--size", type=WHOLE, default=1000, show_default=True, metavar="N", help="Bytes of payload.")
+@click.option("--count", type=WHOLE, metavar="N", help="End after so many datagrams [default: with Ctrl-C].")
 @click.option("--duration", "duration_s", type=float, metavar="S", help="End after so many seconds.")
-@click.option("--ttl", type=Whole(), default=8, show_default=True, metavar="N", help="Time to live, or hop limit.")
+@click.option("--ttl", type=WHOLE, default=8, show_default=True, metavar="N", help="Time to live, or hop limit.")
 @click.option("--source", metavar="ADDRESS", help="Send from this address of the host.")
 @click.option(
     "--flow-id",
-    type=Whole(),
+    type=WHOLE,
     default=0,
     show_default=True,
     metavar="N",
@@ -71,13 +71,13 @@ def _common_options(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option(
     "--segments",
-    type=Whole(),
+    type=WHOLE,
     metavar="N",
     help="Most datagrams in one send, cut apart by the kernel; 1 is plain sends [default: what fits, up to 64].",
 )
 @click.option(
     "--burst",
-    type=Whole(),
+    type=WHOLE,
     default=1,
     show_default=True,
     metavar="N",
@@ -104,9 +104,9 @@ def send(target: str, as_json: bool, progress: bool | None, core: int | None, **
 
 @click.command()
 @click.argument("target")
-@click.option("--count", type=Whole(), metavar="N", help="End after so many distinct datagrams [default: with Ctrl-C].")
+@click.option("--count", type=WHOLE, metavar="N", help="End after so many distinct datagrams [default: with Ctrl-C].")
 @click.option(
-    "--expect", type=Whole(), metavar="N", help="How many were sent, for the loss [default: the count, or as seen]."
+    "--expect", type=WHOLE, metavar="N", help="How many were sent, for the loss [default: the count, or as seen]."
 )
 @click.option("--idle", "idle_s", type=float, metavar="S", help="End when nothing came for so long after the first.")
 @click.option("--duration", "duration_s", type=float, metavar="S", help="End after so many seconds.")

@@ -17,6 +17,7 @@ import contextlib
 import os
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -60,7 +61,7 @@ from mcrelay.conversation import (
     seconds,
     unanswered,
 )
-from mcrelay.errors import Unavailable
+from mcrelay.errors import Unavailable, UsageError
 from mcrelay.handshake import greet
 from mcrelay.limits import TAP_BYTES_MAX
 from mcrelay.messages import Message, ProcessFacts
@@ -102,6 +103,7 @@ class Client:
         self._any_version = any_version
         self._is_closed = False
         self._streams: set[_Connection] = set()
+        self._in_use = threading.Lock()  # never waited for
         self._connection: _Connection | None = self._connect(Lost)
 
     def close(self) -> None:
@@ -220,6 +222,14 @@ class Client:
         return _drive(dialogue, self._ask)
 
     def _ask(self, question: Question) -> Message:
+        if not self._in_use.acquire(blocking=False):
+            raise UsageError("another thread is using this client", "give each thread a client of its own")
+        try:
+            return self._ask_alone(question)
+        finally:
+            self._in_use.release()
+
+    def _ask_alone(self, question: Question) -> Message:
         if self._is_closed:
             raise closed()
         deadline = time.monotonic() + AGAIN_FOR_S

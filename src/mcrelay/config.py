@@ -21,16 +21,16 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, get_args
 import msgspec
 
 from mcrelay.cells import printable
-from mcrelay.cores import parse_cores
+from mcrelay.cores import check_worker, parse_cores
 from mcrelay.cycles import Cycle, look_for_cycle
 from mcrelay.endpoint import check_socket_path, parse_endpoint
 from mcrelay.errors import BadConfig, Error, RuleError, UsageError
 from mcrelay.levels import DEFAULT, checked
 from mcrelay.limits import RULES_MAX
-from mcrelay.rootless import check_rule
+from mcrelay.rootless import check_ring, check_rule
 from mcrelay.rules import Rule, RuleSet, shown
 from mcrelay.ruletext import check_interface, parse_rule
-from mcrelay.settings import WORKER, InterfaceSection, RuleSection, Section, Settings, WorkerSection
+from mcrelay.settings import WORKER, DaemonSection, InterfaceSection, RuleSection, Section, Settings, WorkerSection
 
 Path = tuple[str | int, ...]  # of a value in a document: keys, and positions in lists
 S = TypeVar("S")
@@ -61,9 +61,8 @@ WORDS: Final = {
 def _check_user(text: str, what: str) -> None:
     """Whether there is such a user, only the host knows."""
     if text in ("", "root"):
-        raise UsageError(
-            f"{what} {text!r}: workers do not run as {text or 'nobody in particular'}", "name another user"
-        )
+        problem = f"{text}: workers do not run as root" if text else "is empty"
+        raise UsageError(f"{what} {problem}", "name an unprivileged user, or leave it out")
 
 
 # Values whose text has a form.
@@ -227,17 +226,24 @@ def _contradictions(settings: Settings, *, alone: bool) -> Iterator[tuple[Sequen
     """Values that are fine, but not together: where, and why. Where none of it is given, the defaults give way."""
     daemon, events = settings.daemon, settings.events
     if daemon.workers is not None and daemon.cores is not None:
-        error = UsageError("daemon.workers and daemon.cores are both given", "keep one")
-        yield [("daemon", "cores"), ("daemon", "workers")], error
+        both = UsageError("daemon.workers and daemon.cores are both given", "keep one")
+        yield [("daemon", "cores"), ("daemon", "workers")], both
     workers = daemon.workers if daemon.cores is None else len(parse_cores(daemon.cores))
     for number in settings.worker if alone else ():
-        if workers is not None and int(number) >= workers:
-            what = f"[worker.{number}]: there are workers 0 to {workers - 1}"
-            yield [("worker", number)], UsageError(what, "remove it, or have more workers")
+        try:
+            if workers is not None:
+                check_worker(number, workers)
+        except UsageError as error:
+            yield [("worker", number)], error
     if daemon.rootless and workers is not None and workers > 1:
         what = "daemon.rootless has one data plane worker: of several, each would get all of a group's datagrams"
-        error = UsageError(what, "leave out daemon.workers, and name one core if any")
-        yield [("daemon", "workers"), ("daemon", "cores")], error
+        remedy = "leave out daemon.workers, and name one core if any"
+        yield [("daemon", "workers"), ("daemon", "cores")], UsageError(what, remedy)
+    if daemon.rootless and daemon.ring_mib != DaemonSection().ring_mib:
+        try:
+            check_ring("daemon.ring_mib", is_given=True)
+        except UsageError as error:
+            yield [("daemon", "ring_mib")], error
     if events.stopped_s < events.silent_s:
         what = f"events.stopped_s is {events.stopped_s:g}, and events.silent_s {events.silent_s:g}"
         yield [("events", "stopped_s")], UsageError(what, "a flow is silent before it has stopped")
@@ -419,7 +425,8 @@ class _Document:
             return self.problem(full, what, _nearest(found["text"], choices))
         what = re.sub(r"`([a-z |]+)`", lambda m: _in_words(m[1].split(" | ")), what)
         what = f"{what[:1].lower()}{what[1:]}".replace("`", "")
-        return self.problem(full, f"{_spell(full)}: {what}", "see mcrelay.toml(5)")
+        remedy = "write [[rule]] for each" if full == ("rule",) else "see mcrelay.toml(5)"
+        return self.problem(full, f"{_spell(full)}: {what}", remedy)
 
     def rule_problem(self, index: int, section: RuleSection, error: RuleError) -> Problem:
         """At the text that the error quotes, if it does."""

@@ -40,6 +40,11 @@ def names(path: str) -> list[str]:
         if not os.path.lexists(directory):  # the file is no more there
             return [path]
         raise FileError(f"cannot read {directory}: {error.strerror}", "check its owner and mode") from None
+    for name in (path, *drop_ins):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise FileError(f"the name {name!r} is not UTF-8", "rename the file") from None
     if len(drop_ins) >= FILES_MAX:
         raise FileError(f"{directory} has {len(drop_ins)} files", f"at most {FILES_MAX - 1} are possible")
     return [path, *drop_ins]
@@ -97,6 +102,16 @@ def _check_trust(name: str, descriptor: int) -> None:
         raise FileError(f"{name} could be written by others than root", f"chown root {name}; chmod go-w {name}")
 
 
+def _check_company(name: str, descriptor: int, owner: int) -> None:
+    """Of a drop-in that root did not name: it may be whoever's the main file is."""
+    facts = os.fstat(descriptor)
+    if os.geteuid() == 0 and (facts.st_uid not in (0, owner) or facts.st_mode & stat.S_IWOTH):
+        who = "whoever owns the file that it belongs to"
+        raise FileError(
+            f"{name} could be written by others than root and {who}", f"chown root {name}; chmod o-w {name}"
+        )
+
+
 def read_opened(opened: Sequence[tuple[str, int]]) -> list[tuple[str, bytes]]:
     """What they hold, by name; the descriptors stay the caller's. FileError if one cannot be read or is too long."""
     return [(name, _content(name, descriptor)) for name, descriptor in opened]
@@ -130,14 +145,19 @@ def load(path: str, *, alone: bool = True) -> Configuration:
 
 def read_files(path: str, *, new: bool = False) -> list[tuple[str, bytes]]:
     """For a command: names and contents. FileError if one is not to be had; with `new`, a main file that is not there
-    is empty."""
+    is empty. For root, drop-ins have to be root's or of whoever owns the main file."""
     found = []
+    owner = os.geteuid()
     for name in names(path):
         if new and name == path and not os.path.exists(path):
             found.append((name, b""))
             continue
         descriptor = _standard_input() if name in STANDARD_INPUT else _open(name)
         try:
+            if name == path:
+                owner = os.fstat(descriptor).st_uid
+            else:
+                _check_company(name, descriptor, owner)
             found.append((name, _content(name, descriptor)))
         finally:
             os.close(descriptor)

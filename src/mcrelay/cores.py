@@ -57,5 +57,11 @@ def choose_cores(
     return tuple(chosen)
 
 
+def check_worker(number: str, workers: int) -> None:
+    """UsageError if there is no worker of that number among so many."""
+    if int(number) >= workers:
+        raise UsageError(f"[worker.{number}]: there are workers 0 to {workers - 1}", "remove it, or have more workers")
+
+
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= len(str(CORE_MAX))

@@ -68,6 +68,8 @@ class Heritage:
     def check_fit(self, workers: int, *, rootless: bool) -> None:
         """UsageError if a daemon with as many data plane workers cannot go on with it."""
         first = self.first
+        if first.network not in (None, process.network_namespace()):
+            raise UsageError("they are of another network namespace", "restart it instead")
         if first.rootless != rootless:
             raise UsageError("one of the two daemons is rootless, the other is not", "restart it instead")
         if first.workers != workers:

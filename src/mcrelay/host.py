@@ -1,7 +1,7 @@
 """This host: the user and the cores that settings name, which it may not have.
 
 A file may be meant for another host, so reading it finds nothing of this; `mcrelay run` refuses it, and whoever else
-reads the file says it. Knows neither where a setting was given nor what else a file may say.
+reads the file says it. Knows which settings these are, and no file.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from mcrelay.cores import choose_cores
+from mcrelay.cores import check_worker, choose_cores
 from mcrelay.errors import UsageError
 from mcrelay.process import find_user
 from mcrelay.settings import DaemonSection, Settings
@@ -28,12 +28,6 @@ def cores_of(
     return choose_cores(available, workers, daemon.cores, of_workers=of_workers, of_cores=of_cores)
 
 
-def check_worker(number: str, workers: int) -> None:
-    """UsageError if there is no worker of that number among so many."""
-    if int(number) >= workers:
-        raise UsageError(f"[worker.{number}]: there are workers 0 to {workers - 1}", "remove it, or have more workers")
-
-
 def refusals(settings: Settings) -> Iterator[tuple[Sequence[tuple[str, ...]], UsageError]]:
     """What of a file without problems `mcrelay run` would refuse here: at which settings, and why."""
     daemon = settings.daemon
@@ -47,7 +41,7 @@ def refusals(settings: Settings) -> Iterator[tuple[Sequence[tuple[str, ...]], Us
                 check_worker(number, len(cores))
             except UsageError as error:
                 yield [("worker", number)], error
-    if not daemon.rootless:  # else workers run as whoever starts it
+    if daemon.user is not None and not daemon.rootless:  # else workers run as whoever starts it
         try:
             find_user(daemon.user, "daemon.user")
         except UsageError as error:

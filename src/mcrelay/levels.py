@@ -60,7 +60,9 @@ def split(texts: Iterable[str]) -> tuple[str | None, dict[str, str]]:
     level: str | None = None
     components: dict[str, str] = {}
     for text in texts:
-        component, equals, of_component = text.removeprefix(ALL).partition("=")
+        component, equals, of_component = text.partition("=")
+        if equals and f"{component}=" == ALL:
+            component, equals = of_component, ""
         if equals:
             if component in components:
                 raise UsageError(f"component {component!r} is there twice", "give it one level")

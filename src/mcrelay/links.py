@@ -196,7 +196,6 @@ class Links:
             if attachment.ring == self._ring_for(attachment.opened["ingress"].mtu):
                 await self._loans.give_everywhere(attachment, "ingress")
                 await self._attachments.rejoin(attachment)
-                await self._attachments.leave_left_out(attachment)
             else:  # this daemon was told otherwise: what is needed is opened again
                 await self._detach((attachment.name, "ingress"))
         for attachment in self._attachments:
@@ -204,6 +203,10 @@ class Links:
                 if not self._is_needed(attachment, direction):
                     self._linger((attachment.name, direction))
         self._moved.set()  # what happened meanwhile
+
+    async def leave_left_out(self) -> None:
+        """Want no more what a predecessor wanted for rules that are no more. In a turn of the caller's."""
+        await self._attachments.leave_left_out()
 
     def leave(self) -> None:
         """A successor has all of it: change nothing any more."""

@@ -454,6 +454,7 @@ class Inherit(Message, frozen=True):
     rootless: bool = False
     levels: Levels | None = None
     log: LogSection | None = None  # what the file said of them, as it was read last
+    network: Text | None = None  # the namespace of the sockets (process.network_namespace)
 
     def descriptors(self) -> int:
         return 1 + self.workers

@@ -31,6 +31,7 @@ class Options:
     metrics_rules: int = METRICS_RULES_DEFAULT  # that have metrics of their own
     config: str | None = None  # the file
     settings: Settings = field(default_factory=Settings)  # what it said
+    chosen: frozenset[str] = frozenset()  # keys of [daemon] that the command line said, which counts more
 
     def ring_memories(self) -> Mapping[str, int]:
         """Bytes, of interfaces with a size of their own."""

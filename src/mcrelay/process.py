@@ -82,18 +82,18 @@ class Identity:
     name: str
 
 
-def identity(user: str | None, *, own: bool = False) -> Identity:
+def identity(user: str | None, what: str = "--user", *, own: bool = False) -> Identity:
     """The workers' identity: `user` (a name), by default mcrelay if there is such a user, else nobody. A supervisor
-    that is not root, or is to use no privilege (`own`), can only give them its own."""
+    that is not root, or is to use no privilege (`own`), can only give them its own. UsageError, about `what`."""
     if own or os.geteuid() != 0:
         try:
             name = pwd.getpwuid(os.geteuid()).pw_name
         except KeyError:
             name = str(os.geteuid())  # as in a container
         if user not in (None, name):
-            raise UsageError(f"--user {user}: only root can run workers as somebody else", "leave --user out")
+            raise UsageError(f"{what} {user}: only root can run workers as somebody else", "leave it out")
         return Identity(os.geteuid(), os.getegid(), name)
-    return find_user(user)
+    return find_user(user, what)
 
 
 def find_user(user: str | None, what: str = "--user") -> Identity:
@@ -108,6 +108,12 @@ def find_user(user: str | None, what: str = "--user") -> Identity:
         return Identity(entry.pw_uid, entry.pw_gid, name)
     shown = "nobody" if user is None else user if user.isprintable() and user else repr(user)
     raise UsageError(f"{what} {shown}: there is no such user", "'getent passwd' lists the users")
+
+
+def network_namespace() -> str:
+    """Which one this process is in. No other has the same while it, or a socket of it, is there."""
+    facts = os.stat("/proc/self/ns/net")
+    return f"{facts.st_dev}:{facts.st_ino}"
 
 
 def group_id(name: str) -> int | None:
@@ -126,6 +132,16 @@ def check_privileges() -> None:
     missing = [name for name, bit in needed.items() if not capabilities >> bit & 1]
     if missing:
         raise NotPermitted(f"mcrelay run lacks {' and '.join(missing)}", "run it as root or with sudo")
+
+
+def open_standard_streams() -> None:
+    """Those that whoever started us has closed lead nowhere: else what is opened next would get their numbers, and what
+    is meant for people would go there."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
 
 
 def raise_descriptor_limit() -> None:
@@ -159,9 +175,10 @@ def spawn(module: str, arguments: Sequence[str], end: socket.socket) -> int:
                 (os.POSIX_SPAWN_DUP2, null, 0),
                 (os.POSIX_SPAWN_DUP2, end.fileno(), WORKER_FD),
             ],
-            # Ctrl-C reaches the whole terminal's group; only the supervisor acts on it.
+            # Ctrl-C reaches the whole terminal's group, and SIGTERM all that a service manager has started for the
+            # daemon: only the supervisor acts on them, and its workers finish what they have in hand.
             setpgroup=0,
-            setsigmask=(),
+            setsigmask=(signal.SIGTERM,),
             # Whatever we ignore, or whoever started us: a shell's background jobs ignore SIGINT and SIGQUIT.
             setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
         )

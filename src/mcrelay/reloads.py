@@ -7,7 +7,10 @@ plane reads them and asks for what follows from them, as it does for a client (c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
+import signal
 from collections.abc import Callable
 from typing import Final
 
@@ -35,30 +38,53 @@ class Reloads:
     def __init__(self, options: Options, control: Child, report: Report, generation: Callable[[], int]) -> None:
         self.settings = options.settings
         self._config = options.config
+        self._chosen = options.chosen
         self._control = control
         self._report = report
         self._generation = generation
         self._turn = asyncio.Lock()
+        self._due = 0  # reloads that were asked for, and are not over
+        self._successor: int | None = None
 
     async def begin(self) -> None:
         """Have the rules of the file, as far as they can be. Error if the file is wrong."""
         if self._config is not None:
             await self._configure(self._config, "start")
 
+    def leave_to(self, successor: int) -> None:
+        """The daemon with this pid goes on: what is due, and who asks yet, is its business."""
+        self._successor = successor
+        if self._due:
+            self._pass_on(successor)
+
+    def _pass_on(self, successor: int) -> None:
+        log.info("the reload is left to the new daemon")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(successor, signal.SIGHUP)
+
     async def reload(self) -> None:
         """Have the rules that the file has now, or go on as before and say why."""
         if self._config is None:
             log.warning("SIGHUP: there is no file to read again; start with --config FILE")
             return
+        if self._successor is not None:
+            self._pass_on(self._successor)
+            return
+        self._due += 1
+        await self._reload(self._config)
+        self._due -= 1
+
+    async def _reload(self, config: str) -> None:
         with self._report.reloading():
             for attempt in range(TRIES):
                 try:
-                    await self._configure(self._config, "reload")
+                    await self._configure(config, "reload")
                 except Error as error:
                     if error.code == Busy.code and attempt < TRIES - 1:
                         await asyncio.sleep(AGAIN_S)  # the control plane is being restarted, or others change rules
                         continue
-                    log.error("the configuration stays as it is: %s", error)
+                    if self._successor is None:
+                        log.error("the configuration stays as it is: %s", error)
                 return
 
     async def _configure(self, config: str, occasion: Occasion) -> None:
@@ -76,11 +102,10 @@ class Reloads:
             done = await self._control.command(ticket, (message, descriptors), patience_s=patience_s, give=True)
             self.settings = done.settings or self.settings
             if occasion == "reload" and done.wanted:
-                self._warn(done.wanted)
+                await asyncio.to_thread(self._warn, done.wanted)  # it may ask a server for users
 
     def _warn(self, wanted: Settings) -> None:
-        """Of what the next start will be refused for here, and this one was not: a command line may have said other."""
-        before = {str(error) for _paths, error in host.refusals(self.settings)}
-        for _paths, error in host.refusals(wanted):
-            if str(error) not in before:
+        """Of what the next start will be refused for here, if the command line says no other."""
+        for paths, error in host.refusals(wanted):
+            if not {"rootless", *(key for _table, key in paths)} & self._chosen:
                 log.warning("a restart will be refused: %s", error)

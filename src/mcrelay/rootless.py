@@ -25,11 +25,11 @@ def check_cores(workers: int | None, cores: str | None) -> None:
         )
 
 
-def check_ring(*, is_given: bool) -> None:
-    """UsageError if the size of rings is given, of which there are none."""
+def check_ring(what: str, *, is_given: bool) -> None:
+    """UsageError, about `what`, if the size of rings is given, of which there are none."""
     if is_given:
         raise UsageError(
-            "--ring-mib is about packet rings, of which --rootless has none",
+            f"{what} is about packet rings, of which --rootless has none",
             f"leave it out and raise net.core.rmem_max, or {AS_ROOT}",
         )
 

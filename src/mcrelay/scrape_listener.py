@@ -19,6 +19,7 @@ from mcrelay.acceptor import Acceptor
 from mcrelay.endpoint import Endpoint, endpoint_text
 from mcrelay.errors import Error
 from mcrelay.messages import InheritMetrics, Message, Scraper
+from mcrelay.net.absorbers import IP_FREEBIND, IPV6_FREEBIND
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,6 @@ REST_S: Final = 0.05  # between two turns of a flood: 320 connections a second a
 
 REMEDIES: Final = {
     errno.EADDRINUSE: "'ss -ltnp' shows who uses it; choose another port",
-    errno.EADDRNOTAVAIL: "'ip address' shows this host's addresses; 0.0.0.0 and [::] are all of them",
     errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE; choose another port",
 }
 
@@ -81,6 +81,15 @@ class ScrapeListener:
             self._sock.close()
 
 
+def _bind_before_it_is_there(sock: socket.socket, address: Any) -> None:
+    """ip(7), IP_FREEBIND: takes no privilege."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+    sock.bind(address)
+
+
 def _bind(endpoint: Endpoint) -> socket.socket:
     text = endpoint_text(endpoint)
     sock = None
@@ -94,7 +103,14 @@ def _bind(endpoint: Endpoint) -> socket.socket:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # of those that it accepts: an answer is a whole
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # [::] is all addresses
-        sock.bind(address)
+        try:
+            sock.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+            # It may come yet, as by DHCP behind a boot; a relay does not wait for it.
+            _bind_before_it_is_there(sock, address)
+            log.warning("metrics are to be served at %s, which is no address of this host yet", text)
         sock.listen(BACKLOG)
     except OSError as error:
         if sock:

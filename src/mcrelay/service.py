@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 def run(options: Options) -> None:
     """Until the daemon is told to stop. Error if it cannot work here, where the log is for people."""
+    process.open_standard_streams()
     log_settings = msgspec.structs.replace(options.logs, format=logs.resolved(options.logs.format))
     options = dataclasses.replace(options, logs=log_settings)
     process.name_process("mcrelay")  # also where Python was started with it, as a successor is

@@ -19,7 +19,8 @@ from typing import Final
 
 import msgspec
 
-from mcrelay.errors import SystemRefusal
+from mcrelay.active import ActiveRules
+from mcrelay.errors import Error, SystemRefusal
 from mcrelay.limits import RULES_MAX
 from mcrelay.messages import Id, RuleRecord
 
@@ -74,6 +75,33 @@ class StateFile:
             log.warning("cannot keep %s as %s: %s", self.path, aside, error.strerror)
         else:
             log.info("the former rules are kept in %s", aside)
+
+    async def restore(self, active: ActiveRules) -> bool:
+        """Take up the rules of the last daemon: all of them, or those that can be. False if there were none."""
+        try:
+            saved = self.load()
+        except SystemRefusal as error:
+            log.error("cannot restore the rules: %s", error)
+            self.set_aside()
+            return False
+        if not saved or not saved.rules:
+            return False
+        active.generation = saved.generation
+        try:
+            await active.apply(list(saved.rules), [])
+        except Error:
+            for record in saved.rules:
+                try:
+                    await active.apply([record], [])
+                except Error as error:
+                    log.error("cannot restore rule %s: %s", record.name or record.input, error)
+        log.info(
+            "restored %d of %d rules from %s; --no-restore starts without them",
+            len(active),
+            len(saved.rules),
+            self.path,
+        )
+        return True
 
     def load(self) -> Saved | None:
         """What the last daemon left; None if there was none. SystemRefusal if it is not to be trusted or to be read."""

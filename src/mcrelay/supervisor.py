@@ -137,13 +137,15 @@ class Supervisor:
                 if self._inherits:
                     async with self._active.changing:
                         await self._active.take_over()
-                elif self._options.restore:
-                    await self._restore()
-                else:
+                elif self._options.restore and await self._state.restore(self._active):
+                    # The whole, since the control plane must know which counters are taken.
+                    self._record(self._active.records(), (), snapshot=True)
+                elif not self._options.restore:
                     self._state.set_aside()
                 if self._predecessor:
                     self._predecessor.took_over()
-                else:
+                await self._active.forget_left_out()
+                if not self._predecessor:
                     await self._reloads.begin()
                 self._settled.set()
                 self._doors.open()
@@ -164,34 +166,6 @@ class Supervisor:
             await self._stopping.wait()
         finally:
             await self._shut_down()
-
-    async def _restore(self) -> None:
-        """Take up the rules of the last daemon: all of them, or those that can be."""
-        try:
-            saved = self._state.load()
-        except SystemRefusal as error:
-            log.error("cannot restore the rules: %s", error)
-            self._state.set_aside()
-            return
-        if not saved or not saved.rules:
-            return
-        self._active.generation = saved.generation
-        try:
-            await self._active.apply(list(saved.rules), [])
-        except Error:
-            for record in saved.rules:
-                try:
-                    await self._active.apply([record], [])
-                except Error as error:
-                    log.error("cannot restore rule %s: %s", record.name or record.input, error)
-        # The whole, since the control plane must know which counters are taken.
-        self._record(self._active.records(), (), snapshot=True)
-        log.info(
-            "restored %d of %d rules from %s; --no-restore starts without them",
-            len(self._active),
-            len(saved.rules),
-            self._state.path,
-        )
 
     async def _reload(self) -> None:
         await self._settled.wait()  # until then, the file is to be read anyway
@@ -427,6 +401,7 @@ class Supervisor:
         successor.leave()
         self._handed_over = True
         self._active.leave()
+        self._reloads.leave_to(pid)
         return pid
 
     async def _unless_somebody_dies(self, work: Coroutine[None, None, None]) -> None:
@@ -452,6 +427,7 @@ class Supervisor:
             rootless=self._options.rootless,
             levels=self._verbosity.levels,
             log=self._reloads.settings.log,
+            network=process.network_namespace(),
         )
         yield first, [self._doors.fileno(), *(page.fd for page in self._pages)]
         yield from self._doors.will()

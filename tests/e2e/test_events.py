@@ -142,7 +142,7 @@ def test_a_follower_goes_on_with_the_next_daemon(daemon: Daemon) -> None:
     wait_until(lambda: daemon.run("ping", check=False).returncode == 0, 20)
     follower.begin(daemon)
     code, errors = follower.stop()
-    assert (code, errors.count("the daemon is back")) == (0, 2)
+    assert (code, errors.count("connected again")) == (0, 2)
 
 
 def test_a_program_is_run_for_each(daemon: Daemon, tmp_path: Path) -> None:

@@ -86,6 +86,23 @@ def test_what_no_rule_uses_goes_after_an_upgrade_too(daemon: Daemon, line: Relay
     wait_until(lambda: packet_sockets() == workers, 15, "they stay")
 
 
+@pytest.mark.parametrize("order", [(signal.SIGUSR2, signal.SIGHUP), (signal.SIGHUP, signal.SIGUSR2)])
+def test_a_reload_during_an_upgrade_is_made(
+    start: StartDaemon, tmp_path: Path, order: tuple[signal.Signals, ...]
+) -> None:
+    """By the old daemon or by the new one."""
+    file = tmp_path / "mcrelay.toml"
+    file.write_text("")
+    daemon = start("--config", str(file))
+    file.write_text(f'[[rule]]\ninput = "{INPUT}%in0"\noutput = "{OUTPUT}%out0"\n')
+    for number in order:
+        os.kill(daemon.pid, number)
+    assert daemon.process.wait(20) == 0
+    wait_until(lambda: answers(daemon.socket), 5, "nobody answers")
+    daemon.pid = daemon.pids()["supervisor"]
+    wait_until(lambda: [rule["input"] for rule in daemon.json("list")["rules"]] == [f"{INPUT}%in0"], 20)
+
+
 def test_a_signal_does_it_too(daemon: Daemon, line: RelayLine) -> None:
     daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", "--name", "feed")
     os.kill(daemon.pid, signal.SIGUSR2)

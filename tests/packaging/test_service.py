@@ -124,6 +124,9 @@ def test_restart_and_update_lose_nothing(machine: Root, line: RelayLine, package
     assert updated != restarted
     wait_until(lambda: "has taken over" in journal(machine), 20, "no word about the successor")
     assert show(machine, "ActiveState") == "active"
+    # Its main process is no child of systemd's now, and stops in peace all the same.
+    machine.run("systemctl", "restart", "mcrelay")
+    assert show(machine, "MainPID") != updated
     sent = sender.stop().sent
     wait_until(
         lambda: f'"forwarded": {sent}' in machine.run("mcrelay", "stats", "--json").stdout, 10, "some are missing"
@@ -131,6 +134,39 @@ def test_restart_and_update_lose_nothing(machine: Root, line: RelayLine, package
     report = receiver.stop()
     assert (report.received, report.lost, report.duplicated) == (sent, 0, 0)
     assert names(machine) == ["feed"]
+    machine.run("mcrelay", "upgrade")
+    machine.run("systemctl", "stop", "mcrelay")
+    assert (show(machine, "ActiveState"), show(machine, "Result")) == ("inactive", "success")
+    machine.run("systemctl", "start", "mcrelay")
+
+
+def test_an_update_does_not_stop_what_would_not_start_again(machine: Root, package: Path) -> None:
+    apply(machine, "feed")
+    before = show(machine, "MainPID")
+    machine.write(RULES, 'broken = "so"\n')
+    try:
+        machine.install(package)
+        assert (show(machine, "ActiveState"), show(machine, "MainPID"), names(machine)) == ("active", before, ["feed"])
+    finally:
+        machine.write(RULES, "")
+
+
+def test_what_was_removed_starts_when_it_is_installed_again(machine: Root, package: Path) -> None:
+    machine.run("dpkg", "--remove", "mcrelay")
+    assert show(machine, "ActiveState") == "inactive"
+    machine.install(package)
+    assert show(machine, "ActiveState") == "active"
+    machine.run("systemctl", "stop", "mcrelay")
+    machine.install(package)  # an update starts nothing that somebody has stopped
+    assert show(machine, "ActiveState") == "inactive"
+    machine.run("systemctl", "start", "mcrelay")
+
+
+def test_it_comes_back_when_its_process_is_told_to_stop(machine: Root) -> None:
+    before = show(machine, "MainPID")
+    machine.run("kill", "-TERM", before)
+    wait_until(lambda: show(machine, "MainPID") not in (before, "0"), 40, "not started again")
+    wait_until(lambda: show(machine, "ActiveState") == "active", 20, "not ready again")
 
 
 def test_it_comes_back_when_it_was_killed(machine: Root) -> None:
@@ -153,12 +189,17 @@ def test_a_broken_file_is_no_reason_to_try_again(machine: Root) -> None:
         machine.run("systemctl", "restart", "mcrelay")
 
 
-def test_an_instance_is_in_its_network_namespace(machine: Root) -> None:
+def make_blue(machine: Root) -> None:
     machine.run("ip", "netns", "add", "blue")
     machine.run("ip", "-n", "blue", "link", "add", "only-in-blue", "type", "veth", "peer", "its-end")
     for interface in ("only-in-blue", "its-end"):
         machine.run("ip", "-n", "blue", "link", "set", interface, "up")
     machine.run("ip", "-n", "blue", "address", "add", "198.51.100.1/24", "dev", "only-in-blue")
+    machine.run("ip", "-n", "blue", "address", "add", "198.51.100.2/24", "dev", "its-end")
+
+
+def test_an_instance_is_in_its_network_namespace(machine: Root) -> None:
+    make_blue(machine)
     text = f'[[rule]]\nname = "there"\ninput = "{INPUT}%only-in-blue"\noutput = "{OUTPUT}%only-in-blue"\n'
     machine.write("/etc/mcrelay/blue/mcrelay.toml", text)
     machine.run("systemctl", "start", "mcrelay@blue")
@@ -166,6 +207,15 @@ def test_an_instance_is_in_its_network_namespace(machine: Root) -> None:
     assert "there" in listing
     assert "pending" not in listing
     assert "there" not in names(machine)
+    # Of the same name, and another: what was kept of the old one is of no use.
+    machine.run("ip", "netns", "delete", "blue")
+    make_blue(machine)
+    machine.run("systemctl", "restart", "mcrelay@blue")
+    assert "they are of another network namespace" in journal(machine, "mcrelay@blue")
+    machine.run("ip", "netns", "exec", "blue", "mcrelay", "send", f"{INPUT}%its-end", "--count", "5")
+    stats = ("mcrelay", "stats", "--json", "--socket", "/run/mcrelay-blue/control.sock")
+    # Of an address of its own, so they are not relayed, but heard.
+    wait_until(lambda: '"own": 5' in machine.run(*stats).stdout, 10, "it does not hear its own network")
     machine.run("systemctl", "stop", "mcrelay@blue")
 
 

@@ -16,6 +16,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -517,6 +518,31 @@ def test_a_client_says_what_cannot_be_meant(
     with pytest.raises(UsageError) as refused:
         kind(**arguments)
     assert str(refused.value).startswith(says)
+
+
+def test_a_client_is_one_threads_at_a_time(path: str) -> None:
+    asked = threading.Event()
+
+    async def slow(side: Side) -> None:
+        async for request in side.requests():
+            assert isinstance(request, Ping)
+            asked.set()
+            await asyncio.sleep(SHORT_S)
+            side.send(Pong(id=request.id))
+
+    def both() -> None:
+        with Client(path) as relay, ThreadPoolExecutor(1) as thread:
+            first = thread.submit(relay.ping)
+            assert asked.wait(DEADLINE_S)
+            with pytest.raises(UsageError, match="another thread is using this client; give each"):
+                relay.ping()
+            first.result(DEADLINE_S)
+            relay.ping()
+
+    async def test() -> None:
+        await asyncio.to_thread(both)
+
+    run(path, slow, test)
 
 
 def test_a_path_may_be_a_path(tmp_path: Path) -> None:

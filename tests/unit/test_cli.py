@@ -329,6 +329,7 @@ def test_help_shows_how_it_is_used(command: str) -> None:
     assert HELP[command] in result.stdout
     assert ("--socket PATH" in result.stdout) == (command not in WITHOUT_DAEMON)
     assert ("--json" in result.stdout) == (command not in ("run", "capture", "schema", "import", "top"))
+    assert "None" not in result.stdout
 
 
 def test_help_of_the_program_shows_the_commands() -> None:
@@ -883,5 +884,5 @@ def test_a_reader_that_goes_away_is_no_crash(player: Path) -> None:
         assert process.stderr is not None
         assert process.stdout.readline()
         process.stdout.close()
-        assert process.wait(DEADLINE_S) > 0
+        assert process.wait(DEADLINE_S) == 74
         assert process.stderr.read() == b""

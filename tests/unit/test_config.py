@@ -82,8 +82,11 @@ def test_later_files_replace_settings_and_add_rules() -> None:
         ("[daemon]\nsocket = ''\n", "0.toml:2: daemon.socket '' is not possible; give an absolute path"),
         ("[daemon]\nsocket = '/" + "x" * 107 + "'\n", "is not possible; give an absolute path of up to 107 bytes"),
         ("[daemon]\nsocket = '/a\\u0000'\n".replace("'", '"'), "0.toml:2: daemon.socket '/a\\x00' is not possible"),
-        ("[daemon]\nuser = 'root'\n", "0.toml:2: daemon.user 'root': workers do not run as root; name another user"),
-        ("[daemon]\nuser = ''\n", "0.toml:2: daemon.user '': workers do not run as nobody in particular; name"),
+        (
+            "[daemon]\nuser = 'root'\n",
+            "0.toml:2: daemon.user root: workers do not run as root; name an unprivileged user",
+        ),
+        ("[daemon]\nuser = ''\n", "0.toml:2: daemon.user is empty; name an unprivileged user, or leave it out"),
         ("\ufeff[daemon]\n", "0.toml:1: this begins with a byte order mark; save the file as UTF-8 without one"),
         ('"a\\nb" = 1\n', "unknown key 'a\\nb'; known are: "),
         ('[interface."eth 0"]\n', "0.toml:1: [interface]: 'eth 0' is not an interface name; 'ip -brief link' lists"),
@@ -104,6 +107,7 @@ def test_later_files_replace_settings_and_add_rules() -> None:
             "[[rule]]\ninput = '239.1.1.1:5%eth0'\nname = '-'\noutput = '=:6%eth1'\n",
             "0.toml:3: name '-' is not possible",
         ),
+        ("[daemon]\nrootless = true\nring_mib = 8\n", "0.toml:3: daemon.ring_mib is about packet rings, of which --"),
         ("[worker.007]\n", "0.toml:1: there is no worker '007'; workers have numbers, from 0 on"),
         ("[daemon]\nworkers = 2\n[worker.2]\n", "0.toml:3: [worker.2]: there are workers 0 to 1; remove it"),
         ("[daemon]\ncores = '0,5'\n[worker.2]\n", "0.toml:3: [worker.2]: there are workers 0 to 1; remove it"),
@@ -121,7 +125,7 @@ def test_later_files_replace_settings_and_add_rules() -> None:
         ),
         ("[metrics]\nlisten = 9478\n", "0.toml:2: metrics.listen: expected"),
         ("daemon = 3\n", "0.toml:1: daemon: expected a table, got a whole number"),
-        ("[rule]\n", "0.toml:1: rule: expected a list, got a table"),
+        ("[rule]\n", "0.toml:1: rule: expected a list, got a table; write [[rule]] for each"),
         ("x = [1,\n", "0.toml:2: this is not TOML: "),
         ("[daemon]\nworkers = 1\nworkers = 2\n", "0.toml:3: this is not TOML: cannot overwrite a value"),
         ("a = '\xe4", "0.toml:1: this is not TOML"),
@@ -294,6 +298,25 @@ def test_root_s_daemon_takes_no_file_that_others_can_write(tmp_path: Path) -> No
     with pytest.raises(FileError, match="could be written by others"):
         config_files.load(str(file))
     assert config_files.read_files(str(file)) == [(str(file), b"")]  # a command may look at it
+    # But what lies beside it is to be of the same hand, or root's.
+    (tmp_path / "conf.d").mkdir()
+    drop_in = tmp_path / "conf.d" / "other.toml"
+    drop_in.touch()
+    assert len(config_files.read_files(str(file))) == 2
+    os.chown(drop_in, 65534, -1)
+    assert len(config_files.read_files(str(file))) == 2
+    os.chown(drop_in, 65533, -1)
+    with pytest.raises(FileError, match=r"other\.toml could be written by others than root and whoever owns the file"):
+        config_files.read_files(str(file))
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "mcrelay.toml").touch()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/conf.d/\xff.toml")).touch()
+    for read_all in (config_files.read_files, config_files.load):
+        with pytest.raises(FileError, match="is not UTF-8"):
+            read_all(str(tmp_path / "mcrelay.toml"))
 
 
 # --- differences -----------------------------------------------------------------------------------------------------
@@ -371,7 +394,9 @@ def test_a_worker_that_is_not_there_has_no_settings() -> None:
         ("cores = '4095'\n", {}, "0.toml:2: daemon.cores 4095: core 4095 is not there for us", 78),
         ("user = 'nobody-of-that-name'\n", {}, "0.toml:2: daemon.user nobody-of-that-name: there is no such user", 78),
         ('user = "a\\u0000"\n', {}, "0.toml:2: daemon.user 'a\\x00': there is no such user", 78),
-        ("ring_mib = 7\n", {"rootless": True}, "0.toml:2: --ring-mib is about packet rings", 78),
+        ("ring_mib = 7\n", {"rootless": True}, "0.toml:2: daemon.ring_mib is about packet rings", 78),
+        ("user = 'daemon'\n", {"rootless": True}, "0.toml:2: daemon.user daemon: only root can run workers as", 78),
+        ("user = 'daemon'\n", {"rootless": True, "user": "bin"}, "--user bin: only root can run workers as", 64),
         ("cores = '0,1'\n", {"rootless": True}, "0.toml:2: --rootless has one data plane worker", 78),
         ("workers = 64\n", {"workers": 63}, "--workers 63: there is one worker per core", 64),
         ("ring_mib = 7\n", {"rootless": True, "ring_mib": 3}, "--ring-mib is about packet rings", 64),

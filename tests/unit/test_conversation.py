@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +31,7 @@ from mcrelay.api import (
 )
 from mcrelay.codec import Codec, encode
 from mcrelay.conversation import Conversation, Dialogue, Question, Result, id_of, settle
-from mcrelay.errors import EXIT_CODES, Conflict, Error, ProtocolError, RuleError, UsageError
+from mcrelay.errors import EXIT_CODES, Busy, Conflict, Error, ProtocolError, RuleError, UsageError
 from mcrelay.frames import FRAME_MAX, HEADER, FrameReader, Malformed
 from mcrelay.messages import Message
 
@@ -169,6 +170,9 @@ def test_a_stream_has_items_and_an_end() -> None:
 NAMES = [f"{n:012x}" for n in range(7)]
 
 
+FACTS = RuleFacts(NAMES[0], None, "x", ("y",), state="active", problems=())
+
+
 def listed(question: Question) -> Message:
     """A daemon with seven rules, of which it tells three at a time."""
     (request,) = question.messages
@@ -196,6 +200,19 @@ def test_a_list_that_never_ends_is_an_error() -> None:
     empty = Rules(id=1, generation=7, rules=(), interfaces=(), more=True)
     with pytest.raises(ProtocolError, match="no end"):
         held(calls.listing(), lambda question: empty)
+
+
+def test_a_list_that_changes_meanwhile_is_asked_for_anew() -> None:
+    whole = Rules(id=1, generation=7, rules=(FACTS,), interfaces=(), more=False)
+    changed = Failure(id=1, code="busy", message="the rules changed while they were listed", hint="ask again")
+    page = msgspec.structs.replace(whole, more=True)
+    answers = iter([page, changed, page, changed, whole])
+    assert held(calls.listing(), lambda question: next(answers)).rules == (FACTS,)
+    answers = iter([page, changed] * calls.PAGINGS)
+    with pytest.raises(Busy):  # but not for ever
+        held(calls.listing(), lambda question: next(answers))
+    with pytest.raises(Busy):  # nor what is no matter of pages
+        held(calls.listing(), lambda question: changed)
 
 
 def test_a_long_change_goes_in_pieces_of_one_id() -> None:

@@ -131,6 +131,8 @@ MAY = {
     "mcrelay.net.filters": re.compile(r"SO_ATTACH_FILTER"),
     "mcrelay.net.memberships": re.compile(r"MCAST_\w+"),
     "mcrelay.net.absorbers": re.compile(r"IP\w*_FREEBIND|SOCK_RAW"),
+    # What takes no privilege: an address that the host may have later.
+    "mcrelay.scrape_listener": re.compile(r"IP\w*_FREEBIND"),
     "mcrelay.net.admission": re.compile(r"SO_ATTACH_BPF|_libc|CDLL"),
     # Of whoever types `mcrelay receive` or `send`, where they have it: a large receive buffer, a unicast socket on one
     # interface; and memberships, which take none.

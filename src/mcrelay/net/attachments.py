@@ -352,13 +352,14 @@ class Attachments:
         async for membership in in_turns(self._memberships_on(attachment)):
             self._join(membership)
 
-    async def leave_left_out(self, attachment: Attachment) -> None:
-        """Cease to be a member of what a predecessor had joined there for rules that are no more."""
-        index = attachment.opened["ingress"].index
-        wanted = {(index, membership.group, membership.source) for membership in self._memberships_on(attachment)}
+    async def leave_left_out(self) -> None:
+        """Cease to be a member of what a predecessor had joined for rules that are no more. It has gone for good by
+        then: its sockets are these, and it would not join again."""
+        indices = {name: opened.index for name, a in self._by_name.items() if (opened := a.opened.get("ingress"))}
+        wanted = {(indices.get(m.interface), m.group, m.source) for m in self._joined}
         held = [member for _sock, members in self._memberships.holders() for member in members]
         async for member in in_turns(held):
-            if member[0] == index and member not in wanted:
+            if member not in wanted:
                 self._memberships.leave(*member)
 
     async def leave(self, unwanted: Iterable[Membership]) -> None:
