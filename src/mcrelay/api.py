@@ -11,7 +11,18 @@ from typing import Annotated, Final, Literal, get_args
 import msgspec
 
 from mcrelay.limits import RULE_OUTPUTS_MAX, TAP_BYTES_MAX
-from mcrelay.messages import HugeText, Id, LongText, Message, PacketCount, Positive, ProcessFacts, SnapLength, Text
+from mcrelay.messages import (
+    FileState,
+    HugeText,
+    Id,
+    LongText,
+    Message,
+    PacketCount,
+    Positive,
+    ProcessFacts,
+    SnapLength,
+    Text,
+)
 from mcrelay.settings import LogLevel, Settings
 
 PROTOCOL: Final = 2  # another with every change of a message (handshake.py)
@@ -386,6 +397,8 @@ class GetWorkers(Message, frozen=True):
 class Workers(Message, frozen=True):
     id: Id
     processes: tuple[ProcessFacts, ...]
+    started_s: float = 0.0  # when the daemon was: Unix time, seconds
+    file: FileState | None = None  # if it has one
 
 
 class Failure(Message, frozen=True):

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from mcrelay import cli_complete
-from mcrelay.cli_options import Number, finite
+from mcrelay.cli_options import Number, finite, json_option, socket_option
 from mcrelay.cli_print import print_json, print_line
-from mcrelay.places import SYSTEM_SOCKET, find_socket
 
 if TYPE_CHECKING:
     from mcrelay.api import RuleFacts
@@ -37,16 +36,8 @@ COLOURS: Final[dict[Verdict, str]] = {"ok": "green", "bad": "red", "unknown": "y
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option(
-            "--socket",
-            "path",
-            default=find_socket,
-            show_default=f"MCRELAY_SOCKET, or {SYSTEM_SOCKET}, or where this user's rootless daemon is",
-            metavar="PATH",
-            shell_complete=cli_complete.files,
-            help="The daemon's socket.",
-        ),
-        click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs."),
+        socket_option,
+        json_option,
         click.option(
             "--seconds",
             type=Number(0.1, 3600),

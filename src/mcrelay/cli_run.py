@@ -17,6 +17,7 @@ from mcrelay.cli_options import WHOLE, Whole
 from mcrelay.config import Configuration
 from mcrelay.cores import check_worker
 from mcrelay.endpoint import parse_endpoint
+from mcrelay.errors import Error
 from mcrelay.limits import (
     LATENCY_BUDGET_US_DEFAULT,
     LATENCY_BUDGET_US_MAX,
@@ -125,7 +126,7 @@ def run(
               sudo mcrelay run --metrics 127.0.0.1:9478
               mcrelay run --rootless
     """
-    from mcrelay import config_files, service
+    from mcrelay import config_files, handover, service
 
     alone = given["workers"] is None and given["cores"] is None
 
@@ -134,7 +135,12 @@ def run(
         logs = cli_log.log_settings(loaded.settings.log, log_levels, log_format, debug=debug)
         return make_options(loaded, config, given, logs, restore=False if no_restore else None)
 
-    service.run(options())
+    try:
+        chosen = options()
+    except Error as error:
+        handover.refuse(error)
+        raise
+    service.run(chosen)
 
 
 def make_options(

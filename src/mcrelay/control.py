@@ -352,7 +352,9 @@ class ControlPlane:
                 return self._stats(message)
             case GetWorkers():
                 processes = await self._ask(lambda i: [GetProcesses(id=i)], Processes)
-                return Workers(id=message.id, processes=processes.processes)
+                return Workers(
+                    id=message.id, processes=processes.processes, started_s=processes.started_s, file=processes.file
+                )
             case GetLogLevels():
                 return _levels_reply(message.id, logs.levels())
             case SetLogLevels():

@@ -19,7 +19,7 @@ from mcrelay import __version__
 from mcrelay.api import GetStats, GetWorkers, InterfaceFacts, ListRules, RuleFacts, Rules, RuleStats, Stats, Workers
 from mcrelay.errors import Busy, Error
 from mcrelay.health import Health, judge
-from mcrelay.messages import Message, ProcessFacts
+from mcrelay.messages import Message
 from mcrelay.metrics import Listing, Remainder, Snapshot, chosen_format, rendered
 from mcrelay.scrapers import Answer, Scrapers
 from mcrelay.turns import in_turns
@@ -107,7 +107,8 @@ class Exposition:
 
     async def _gather(self) -> Issue:
         begun = self._loop.time()
-        processes = await self._processes()
+        workers = await self._workers()
+        processes = workers.processes if workers else None
         rules, interfaces = await _steadily(self._rules)
         stats = await _steadily(self._stats)
         listing = Listing(self._rules_max)
@@ -120,6 +121,8 @@ class Exposition:
             version=__version__,
             generation=stats.generation,
             processes=processes,
+            started_s=workers.started_s if workers else None,
+            file=workers.file if workers else None,
             workers=stats.workers,
             interfaces=interfaces,
             states=Counter(facts.state for facts in rules.values()),
@@ -132,7 +135,7 @@ class Exposition:
         )
         return Issue(snapshot, judge(processes, rules.values()), begun, self._loop.time())
 
-    async def _processes(self) -> Sequence[ProcessFacts] | None:
+    async def _workers(self) -> Workers | None:
         """None if the supervisor does not answer."""
         try:
             async with asyncio.timeout(SUPERVISOR_S):
@@ -140,7 +143,7 @@ class Exposition:
         except (TimeoutError, Error):
             return None
         assert isinstance(workers, Workers)
-        return workers.processes
+        return workers
 
     async def _rules(self) -> tuple[dict[str, RuleFacts], Sequence[InterfaceFacts]]:
         """By id, in the order of their addition, and the interfaces that they use."""

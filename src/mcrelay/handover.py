@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from mcrelay import __version__, counters, process
 from mcrelay.channel import Channel
-from mcrelay.codec import Codec
+from mcrelay.codec import Codec, encode
 from mcrelay.errors import Busy, Error, SystemRefusal, UsageError
 from mcrelay.frames import Malformed
 from mcrelay.messages import (
@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 
 PREPARE_S: Final = 20.0  # for the new daemon to start, on a loaded machine
 TAKE_OVER_S: Final = 5.0
+TEXT_MAX: Final = 4096  # characters, messages.LongText
+READ_SIZE: Final = 64 * 1024
 
 Will = Iterable[tuple[Message, Sequence[int]]]  # messages and their descriptors, which stay the testator's
 
@@ -162,6 +164,18 @@ class Successor:
         """It is not to be."""
         self._channel.close()
         self._started.end()
+
+
+def refuse(error: Error) -> None:
+    """Tell the daemon that started this one, if one did, why it cannot even begin."""
+    descriptor = process.predecessor_fd()
+    if descriptor is None:
+        return
+    with socket.socket(fileno=descriptor) as sock, contextlib.suppress(OSError):
+        sock.settimeout(PREPARE_S)
+        sock.sendall(encode(Failed(code=error.code, message=error.message[:TEXT_MAX], hint=error.hint[:TEXT_MAX])))
+        while sock.recv(READ_SIZE):  # what it tells meanwhile would take our word with it if it stayed unread
+            pass
 
 
 class Predecessor:

@@ -315,6 +315,14 @@ class Configure(Message, frozen=True):
         return len(self.files)
 
 
+class FileState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of the daemon's file: whether it is in force as it was when it was to be read last, and since when one is. Unix
+    time, seconds."""
+
+    in_force: bool
+    since_s: float
+
+
 class GetProcesses(Message, frozen=True):
     id: Id
 
@@ -322,6 +330,8 @@ class GetProcesses(Message, frozen=True):
 class Processes(Message, frozen=True):
     id: Id
     processes: tuple[ProcessFacts, ...]
+    started_s: float  # when this daemon was: Unix time, seconds
+    file: FileState | None  # if it has one
 
 
 # --- command_sock: supervisor to data plane --------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector as AnyCollector
 
 from mcrelay.api import InterfaceFacts, OutputStats, RuleFacts, RuleState, RuleStats, WorkerStats
 from mcrelay.counters import DROP_REASONS, OUTPUT_REASONS
-from mcrelay.messages import ProcessFacts
+from mcrelay.messages import FileState, ProcessFacts
 
 OTHERS: Final = "(others)"  # no rule and no output can be called that
 OUTPUTS_PER_RULE: Final = 4  # so many times the rules that are listed, outputs may be
@@ -41,6 +41,8 @@ class Snapshot:
     version: str
     generation: int
     processes: Sequence[ProcessFacts] | None  # None: the supervisor does not answer
+    started_s: float | None  # None, too, then
+    file: FileState | None
     workers: Sequence[WorkerStats]
     interfaces: Sequence[InterfaceFacts]
     states: dict[RuleState, int]  # of all rules
@@ -189,6 +191,15 @@ def _of_processes(snapshot: Snapshot) -> Iterator[Metric]:
             ready.add_metric((name,), process.state == "ready")
             restarts.add_metric((name,), process.restarts)
     yield from (ready, restarts)
+    if snapshot.started_s is not None:
+        text = "When the daemon was started, or took another's place, in Unix time."
+        yield GaugeMetricFamily("mcrelay_start_time", text, snapshot.started_s, unit="seconds")
+    if snapshot.file is not None:
+        text = "Whether the configuration is in force as it was when it was to be read last."
+        yield GaugeMetricFamily("mcrelay_config_last_reload_successful", text, snapshot.file.in_force)
+        text = "When it was read last and is in force since, in Unix time."
+        name = "mcrelay_config_last_reload_success_timestamp"
+        yield GaugeMetricFamily(name, text, snapshot.file.since_s, unit="seconds")
     yield GaugeMetricFamily("mcrelay_clients", "Clients of the API that are connected.", snapshot.clients)
     yield CounterMetricFamily(
         "mcrelay_malformed_messages",

@@ -11,14 +11,17 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Final
+
+from msgspec.structs import replace
 
 from mcrelay import host
 from mcrelay.children import Child
 from mcrelay.config_files import open_files
 from mcrelay.errors import Busy, Error
-from mcrelay.messages import Configure, Occasion
+from mcrelay.messages import Configure, FileState, Occasion
 from mcrelay.options import Options
 from mcrelay.report import Report
 from mcrelay.settings import Settings
@@ -43,6 +46,8 @@ class Reloads:
         self._report = report
         self._generation = generation
         self._turn = asyncio.Lock()
+        # A daemon that an upgrade has started has what the last one had, and read the same file.
+        self.state = None if options.config is None else FileState(in_force=True, since_s=report.started_s)
         self._due = 0  # reloads that were asked for, and are not over
         self._successor: int | None = None
 
@@ -85,6 +90,10 @@ class Reloads:
                         continue
                     if self._successor is None:
                         log.error("the configuration stays as it is: %s", error)
+                    if self.state:
+                        self.state = replace(self.state, in_force=False)
+                else:
+                    self.state = FileState(in_force=True, since_s=time.time())
                 return
 
     async def _configure(self, config: str, occasion: Occasion) -> None:

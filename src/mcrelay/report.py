@@ -25,6 +25,7 @@ class Report:
 
     def __init__(self, status: Callable[[], str]) -> None:
         self._status = status
+        self.started_s = time.time()
         self._said = ""
         self._is_due = False
         self._loop = asyncio.get_running_loop()

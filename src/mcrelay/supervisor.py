@@ -460,7 +460,8 @@ class Supervisor:
             case GetProcesses():
                 spare = self._spare.facts()
                 facts = (self._own_facts(), *(c.facts() for c in self._children), *([spare] if spare else []))
-                child.tell("request_sock", Processes(id=message.id, processes=facts))
+                started_s, file = self._report.started_s, self._reloads.state
+                child.tell("request_sock", Processes(message.id, facts, started_s, file))
             case Stats():
                 log.info(
                     "%d rules; %d packets received, %d forwarded, %d dropped",

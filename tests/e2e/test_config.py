@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
 from typing import Final
+from urllib.request import urlopen
 
 import pytest
 
@@ -90,8 +92,16 @@ def test_reading_the_file_again_touches_only_what_differs(start: StartDaemon, li
     assert daemon.json("stats")["rules"][0]["packets"] == sent
 
 
-def test_a_broken_file_changes_nothing_and_the_log_says_where_it_is_broken(start: StartDaemon, file: Path) -> None:
-    daemon = start("--config", str(file))
+def test_a_broken_file_changes_nothing_and_the_log_says_where_it_is_broken(
+    start: StartDaemon, line: RelayLine, file: Path
+) -> None:
+    daemon = start("--config", str(file), "--metrics", "127.0.0.1:9478")
+
+    def is_in_force() -> str:
+        with line.relay.call(lambda: urlopen("http://127.0.0.1:9478/metrics", timeout=10)) as response:
+            return str(re.search(r"^mcrelay_config_last_reload_successful (.*)$", response.read().decode(), re.M)[1])  # type: ignore[index] # it is there
+
+    assert is_in_force() == "1.0"
     generation = daemon.json("list")["generation"]
     file.write_text(TEXT.replace("latency_budget_us", "latency_budget_ms").replace(OTHER, NEW))
     reload(daemon, f"{file}:9: unknown key 'latency_budget_ms' in [worker.0]; did you mean 'latency_budget_us'?")
@@ -100,6 +110,7 @@ def test_a_broken_file_changes_nothing_and_the_log_says_where_it_is_broken(start
     file.write_text(TEXT.replace("%out0", "%out0,source=keep,source=keep"))
     reload(daemon, f"{file}:14: ")
     assert (names(daemon), daemon.json("list")["generation"]) == (["feed", "spare"], generation)
+    wait_until(lambda: is_in_force() == "0.0", 10)
     daemon.run("log", "clients=error")
     file.write_text(TEXT.replace("workers = 1", 'workers = 2\n[log.levels]\nlinks = "debug"'))
     reload(daemon, "changed in the file, and in force after a restart: daemon.workers")
@@ -110,6 +121,7 @@ def test_a_broken_file_changes_nothing_and_the_log_says_where_it_is_broken(start
     reload(daemon, "nothing to change")  # behind what a new control plane is told of the file
     assert daemon.json("log")["components"] == {"clients": "error", "links": "warning"}
     assert daemon.json("diff", check=False)["reload"] == []
+    wait_until(lambda: is_in_force() == "1.0", 10)
     file.write_text(TEXT)
     assert daemon.json("diff", check=False)["reload"] == ["log.levels"]
     file.write_text(TEXT.replace("workers = 1", 'cores = "4095"\nuser = "nobody-of-that-name"'))

@@ -112,6 +112,16 @@ def test_a_signal_does_it_too(daemon: Daemon, line: RelayLine) -> None:
     assert [rule["name"] for rule in daemon.json("list")["rules"]] == ["feed"]
 
 
+def test_whoever_asked_for_an_upgrade_is_told_what_is_wrong_with_the_file(start: StartDaemon, tmp_path: Path) -> None:
+    file = tmp_path / "mcrelay.toml"
+    file.write_text("")
+    daemon = start("--config", str(file))
+    file.write_text("[deamon]\n")
+    refused = daemon.run("upgrade", check=False)
+    assert (refused.returncode, f"the new daemon: {file}:1: unknown key 'deamon'" in refused.stderr) == (78, True)
+    assert daemon.pids()["supervisor"] == daemon.pid
+
+
 STRICTER: Final = f"""
 import os
 if {process.SUCCESSOR!r} in os.environ:

@@ -51,6 +51,16 @@ def test_a_flow_is_silent_after_the_time_that_the_page_says(tmp_path: Path) -> N
     assert firing(tmp_path, "McrelayFlowSilent", 10 + int(minutes) + 0.5, series) == [{"rule": "feed"}]
 
 
+def test_a_refused_file_and_a_daemon_that_comes_and_goes_are_noticed(tmp_path: Path) -> None:
+    series = {'mcrelay_config_last_reload_successful{x="y"}': "1+0x40 0+0x40"}
+    assert firing(tmp_path, "McrelayConfigRefused", 9, series) == []
+    assert firing(tmp_path, "McrelayConfigRefused", 12, series) == [{}]
+    for starts, alerts in ((3, 0), (4, 1)):
+        lives = " ".join(f"{n}+0x3" for n in range(2, starts + 2))
+        series = {'mcrelay_start_time_seconds{x="y"}': f"1+0x9 {lives} {starts + 1}+0x20"}
+        assert firing(tmp_path, "McrelayRestarting", 6, series) == [{}] * alerts, starts
+
+
 @pytest.mark.parametrize("state", ["pending", "partial"])
 def test_rules_beyond_those_with_series_are_noticed(tmp_path: Path, state: str) -> None:
     """Three rules, of which one is listed: if only that one does not work, its own alert is enough."""

@@ -571,4 +571,4 @@ def test_facts_of_as_many_processes_as_there_can_be_fit_a_frame() -> None:
         engine="reference",
         frames_malformed=2**32,
     )
-    encode(messages.Processes(id=1, processes=(facts,) * (WORKERS_MAX + 2)))
+    encode(messages.Processes(id=1, processes=(facts,) * (WORKERS_MAX + 2), started_s=1.5, file=None))

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 from mcrelay import metrics
 from mcrelay.api import InterfaceFacts, OutputStats, RuleFacts, RuleStats, WorkerStats
 from mcrelay.counters import DROP_REASONS
-from mcrelay.messages import ProcessFacts
+from mcrelay.messages import FileState, ProcessFacts
 from mcrelay.metrics import OPENMETRICS, OTHERS, TEXT, Listing, Remainder, Snapshot, chosen_format, families, rendered
 from mcrelay.reasons import REASONS
 
@@ -57,6 +57,8 @@ SNAPSHOT = Snapshot(
         ProcessFacts("control", 0, "ready", 2, 0, "0", "0", 1),
         ProcessFacts("data", 0, "waiting", None, 0, "0", "0", 2),
     ),
+    started_s=1.5,
+    file=FileState(in_force=False, since_s=2.5),
     workers=(worker(0, {"no_rule": 5}, received=12, received_bytes=120), worker(1, received=1)),
     interfaces=(
         InterfaceFacts("eth0", (), 3, 2, 1, 0, True),
