@@ -54,7 +54,13 @@ def examine(patient: Patient) -> list[Finding]:
         findings += [*_privileges(patient), *_processes(patient), *_rules(patient), *_drops(patient)]
         findings += [*_daemon_interfaces(patient)]
     if patient.daemon.elsewhere is None:
-        findings += [*_host(patient), *_links(patient), *_next_hops(patient), *_limits(patient)]
+        findings += [
+            *_other_relays(patient),
+            *_host(patient),
+            *_links(patient),
+            *_next_hops(patient),
+            *_limits(patient),
+        ]
     return findings
 
 
@@ -110,6 +116,13 @@ def _privileges(patient: Patient) -> Iterator[Finding]:
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
+
+
+def _other_relays(patient: Patient) -> Iterator[Finding]:
+    ours = {process.pid for process in patient.daemon.processes}
+    for pid in sorted(set(patient.host.relays) - ours):
+        fact = f"process {pid} is another mcrelay in this network: what rules of both take is sent twice"
+        yield Finding("other relay", "note", fact, f"ps -o pid,user,args -p {pid}  # --socket is where it listens")
 
 
 def _processes(patient: Patient) -> Iterator[Finding]:

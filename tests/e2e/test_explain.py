@@ -114,6 +114,12 @@ def test_an_output_to_nobody_and_one_whose_ttl_does_not_suffice_are_found(line: 
         line.relay.ip("route", "del", "192.0.2.128/25")
 
 
+def test_a_second_daemon_is_told(line: RelayLine, daemon: Daemon) -> None:
+    assert "other relay" not in {finding["step"] for finding in diagnose(line, daemon.socket, "doctor")}
+    with Daemon(line.relay) as other:
+        assert f"process {other.pid} is another mcrelay" in fact(diagnose(line, daemon.socket, "doctor"), "other relay")
+
+
 def test_a_host_without_a_route_is_remarked_on_when_its_rule_is_added(line: RelayLine, daemon: Daemon) -> None:
     def said(*rule: str) -> str:
         done = line.relay.run(PROGRAM, "add", *rule, "--name", "feed", "--socket", daemon.socket)

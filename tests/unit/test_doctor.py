@@ -183,6 +183,13 @@ def test_workers_that_die_are_told() -> None:
     assert found(examined(replace(DAEMON, processes=(SUPERVISOR, slow))), "engine").verdict == "note"
 
 
+def test_another_relay_in_the_same_network_is_told() -> None:
+    assert SUPERVISOR.pid is not None
+    told = found(examined(host=replace(HOST, relays=(SUPERVISOR.pid, 4711))), "other relay")
+    assert (told.verdict, "process 4711 is another mcrelay" in told.fact) == ("note", True)
+    assert "other relay" not in {finding.step for finding in examined(host=replace(HOST, relays=(SUPERVISOR.pid,)))}
+
+
 def test_a_card_that_interrupts_a_worker_s_core_is_told() -> None:
     findings = examined(host=with_link("in0", interrupts={42: (1,), 43: (0,), 44: (0, 1)}))
     assert found(findings, "interrupts").remedy == "echo 0 > /proc/irq/42/smp_affinity_list"

@@ -83,6 +83,7 @@ def survey(interfaces: Iterable[str] = ()) -> Host:
         sysctls=_sysctls(interfaces),
         backlog_dropped=_backlog_dropped(),
         reassembly_failures=_reassembly_failures(),
+        relays=tuple(_relays()),
         problem=problem,
     )
 
@@ -295,6 +296,18 @@ def in_our_network(pid: int) -> bool | None:
         return os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino
     except OSError:
         return None
+
+
+def _relays() -> Iterator[int]:
+    """Supervisors: workers have other names, and commands other arguments."""
+    for path in PROC.glob("[0-9]*"):
+        try:
+            arguments = (path / "cmdline").read_bytes().split(b"\0")
+            is_one = (path / "comm").read_text() == "mcrelay\n" and b"run" in arguments
+        except OSError:
+            continue  # it went
+        if is_one and in_our_network(int(path.name)):
+            yield int(path.name)
 
 
 def lockable_memory(pid: int) -> int | None:
