@@ -8,6 +8,7 @@ could be one.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -74,10 +75,16 @@ def _beginning(begun: str, texts: Iterator[str] | tuple[str, ...]) -> list[Compl
 
 
 def _running(context: click.Context) -> tuple[RuleFacts, ...]:
+    """Asked beside, so that one patience covers all that could be waited for: to be let in, to be let in again where a
+    daemon has closed the connection, and an answer. Whoever is then still asking ends with the program."""
     path = context.params.get("path")  # --socket, if it was given before
-    with (
-        contextlib.suppress(Error, OSError),
-        Client(path if isinstance(path, str) else None, timeout_s=PATIENCE_S) as client,
-    ):
-        return client.rules()
-    return ()
+    answers: list[tuple[RuleFacts, ...]] = []
+
+    def ask() -> None:
+        with contextlib.suppress(Error, OSError), Client(path if isinstance(path, str) else None) as client:
+            answers.append(client.rules())
+
+    asking = threading.Thread(target=ask, name="asking", daemon=True)
+    asking.start()
+    asking.join(PATIENCE_S)
+    return answers[0] if answers else ()

@@ -5,26 +5,33 @@ Owns where the text comes from, and what is said of what has no equivalent.
 
 from __future__ import annotations
 
-import shlex
 import sys
-from typing import Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from mcrelay import cli_complete
-from mcrelay.cells import printable
+from mcrelay.cli_print import complain
 from mcrelay.errors import EXIT_CODES, BadConfig, UsageError
-from mcrelay.importers import FORMATS, Format
+from mcrelay.importers import FORMATS
+from mcrelay.importers.imported import BadImport
+
+if TYPE_CHECKING:
+    _Choice = click.Choice[str]
+else:  # before click 8.2 it cannot be subscripted
+    _Choice = click.Choice
 
 SIZE_MAX: Final = 4 * 1024 * 1024  # bytes
 
 FORMAT_LINES: Final = "\n    ".join(f"{name:<20} {known.what}" for name, known in FORMATS.items())
 
 
-class _Format(click.Choice[str]):
+class _Format(_Choice):
     """Its refusals take one line."""
 
-    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None) -> str:
+    # Before click 8.2 it has no context.
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         return f"Write one of {', '.join(FORMATS)}"
 
 
@@ -47,25 +54,32 @@ class _Format(click.Choice[str]):
 @click.option("--strict", is_flag=True, help="Exit with 65 if something was not translated, or not exactly.")
 def import_(format: str, words: tuple[str, ...], strict: bool) -> None:
     known = FORMATS[format]
-    place, text = _text(known, words)
+    place = "options"
     try:
-        imported = known.read(text)
-    except BadConfig as error:
-        raise BadConfig(printable(f"{place}: {error.message}"), error.hint, code="bad_rule") from None
+        if known.read_options and _are_options(words):
+            imported = known.read_options(words)
+        else:
+            place, text = _text(words)
+            imported = known.read(text)
+    except BadImport as error:
+        raise BadConfig(f"{place}: {error.message}", error.hint, code="bad_rule") from None
     for line in imported.toml():
         click.echo(line)
     for remark in imported.remarks:
-        click.echo(f"mcrelay: {printable(f'{place}: {remark}')}", err=True)
+        complain(f"{place}: {remark}")
     if not imported.has_rules:
-        raise BadConfig(printable(f"{place}: no rule came of it"), f"it takes {known.needs}", code="bad_rule")
+        raise BadConfig(f"{place}: no rule came of it", f"it takes {known.needs}", code="bad_rule")
     if strict and imported.remarks:
         sys.exit(EXIT_CODES["bad_rule"])
 
 
-def _text(known: Format, words: tuple[str, ...]) -> tuple[str, str]:
+def _are_options(words: Sequence[str]) -> bool:
+    """Rather than the name of a file that has some."""
+    return len(words) > 1 or any(word != "-" and word.startswith("-") for word in words)
+
+
+def _text(words: Sequence[str]) -> tuple[str, str]:
     """What it is called, and what it says."""
-    if known.is_options and (len(words) > 1 or (words and words[0] != "-" and words[0].startswith("-"))):
-        return "options", shlex.join(words)
     if len(words) > 1:
         raise UsageError(f"{len(words)} files are given", "import one at a time")
     name = words[0] if words else "-"

@@ -6,6 +6,7 @@ ask and be told.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
@@ -14,8 +15,9 @@ import socket
 import subprocess
 import sys
 import termios
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +25,6 @@ import pytest
 
 from lab.daemon import Daemon
 from lab.topology import RelayLine
-from mcrelay.cli_complete import PATIENCE_S
-from mcrelay.conversation import TIMEOUT_S
 from mcrelay.importers import FORMATS
 from mcrelay.levels import COMPONENTS, LEVELS
 
@@ -177,12 +177,14 @@ def test_bash_completes_levels(bash: Terminal) -> None:
     assert bash.line("mcrelay run --log-level net.pl\tw\t") == ["mcrelay", "run", "--log-level", "net.plain=warning"]
 
 
-def asked(shell: str, words: list[str], begun: str, **more: str) -> list[str]:
+def asked(
+    shell: str, words: list[str], begun: str, program: Sequence[str | Path] = (PROGRAM,), **more: str
+) -> list[str]:
     """What the program says to a shell, one completion a line, and nothing on standard error."""
     line = " ".join([*words, begun])
     number = {"bash": "", "zsh": str(len(words)), "fish": begun}[shell]
     done = subprocess.run(
-        [PROGRAM],
+        program,
         capture_output=True,
         text=True,
         check=True,
@@ -208,12 +210,64 @@ def test_without_a_daemon_there_is_silence(shell: str, tmp_path: Path) -> None:
     assert "\n".join(asked(shell, ["mcrelay", "remove"], "f", MCRELAY_SOCKET=str(tmp_path / "file"))).strip() == ""
 
 
-def test_a_daemon_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
-    """As long as a client waits for a daemon is too long for a key."""
-    path = str(tmp_path / "deaf")
-    assert PATIENCE_S < TIMEOUT_S / 5
+@contextlib.contextmanager
+def deaf(path: str) -> Iterator[None]:
+    """A daemon that lets in and says nothing."""
     with socket.create_server(path, family=socket.AF_UNIX):
-        assert asked("bash", ["mcrelay", "remove"], "f", MCRELAY_SOCKET=path) in ([], [""])
+        yield
+
+
+@contextlib.contextmanager
+def full(path: str) -> Iterator[None]:
+    """One that lets nobody in any more."""
+    with socket.create_server(path, family=socket.AF_UNIX, backlog=0), contextlib.ExitStack() as waiting:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                client = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(path)
+        yield
+
+
+@contextlib.contextmanager
+def closing(path: str) -> Iterator[None]:
+    """One that closes each connection."""
+    with socket.create_server(path, family=socket.AF_UNIX) as server:
+
+        def close_all() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    server.accept()[0].close()
+
+        thread = threading.Thread(target=close_all)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join(DEADLINE_S)
+
+
+# The program, where a client waits for ever.
+PATIENT: Final = """
+import sys
+from mcrelay import conversation
+conversation.TIMEOUT_S = conversation.AGAIN_FOR_S = 3600.0
+from mcrelay.cli import main
+sys.argv = ["mcrelay"]
+main()
+"""
+
+
+@pytest.mark.parametrize("daemon", [deaf, full, closing])
+def test_a_daemon_that_does_not_answer_is_not_waited_for(
+    daemon: Callable[[str], contextlib.AbstractContextManager[None]], tmp_path: Path
+) -> None:
+    """As long as a client waits for a daemon is too long for a key."""
+    path = str(tmp_path / "socket")
+    with daemon(path):
+        program = [sys.executable, "-c", PATIENT]
+        assert asked("bash", ["mcrelay", "remove"], "f", program, MCRELAY_SOCKET=path) in ([], [""])
 
 
 def test_fish_completes(completions: Path, files: Path, daemon: Daemon) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -15,11 +17,18 @@ from lab.program import run_program
 from mcrelay.config import read
 from mcrelay.errors import BadConfig
 from mcrelay.importers import FORMATS
-from mcrelay.importers.imported import Imported
+from mcrelay.importers.imported import Imported, command_lines
 from mcrelay.rules import Rule
 
 FILES: Final = Path(__file__).with_name("imports")
 SPEAKERS: Final = "--interfaces eth0 eth1 eth2 --noSonosDiscovery --noTransmitInterfaces eth2 --masquerade eth1"
+
+
+# A rule of two outputs: interface and group of its input, and of the first.
+MCR: Final = (
+    "{{rules: [{{input: {{interface: '{}', port: 7, group: '{}'}}, outputs: ["
+    "{{interface: '{}', port: 8, group: '{}'}}, {{interface: 'z', port: 9, group: '239.9.9.9'}}]}}]}}"
+)
 
 
 def rules(imported: Imported) -> list[Rule]:
@@ -94,15 +103,15 @@ def test_smcroute() -> None:
     assert [remark.split("; ")[0] for remark in remarks(imported)] == [
         "line 2: ttl-threshold 11 of 'eth0' has no equivalent",
         "line 3: mrdisc of 'eth1' has no equivalent",
-        "line 11: this line is left out: group '232.1.1.1' of '192.0.2.1' is joined on 'eth4', and no mroute of the"
-        " same forwards it",
+        "line 11: this line is left out: group '232.1.1.1' of '192.0.2.1' is joined on 'eth4', and no rule"
+        " forwards all of it",
         "line 12: the output 'eth5' is left out: packets do not leave where they came in",
         "line 12: the output 'eth+' is left out: a pattern is for inputs",
         "line 12: this route is left out: nothing of '225.5.5.5' is sent on",
         "line 13: '/etc/smcroute.d/*.conf' is left out: included files are not read",
         "line 15: 'eth7' is disabled here, and rules that name it are written all the same",
         "line 16: 'igmpv3' is no word of phyint, and is left out",
-        "line 17: group '225.3.2.0/24' is joined on 'eth0' for '192.0.2.7' alone",
+        "line 17: group '225.3.2.0/24' of '192.0.2.7' is joined on 'eth0', and not of others",
         "line 18: 'iif' is no word of mroute, and is left out",
         "line 18: 'eth0' is no word of mroute, and is left out",
         "line 18: the output 'eth1' is named twice, and counts once",
@@ -145,6 +154,71 @@ def test_joins_that_a_route_does_not_make_are_named() -> None:
     imported = FORMATS["smcroute"].read(text)
     assert [remark.line for remark in imported.remarks] == [4, 5, 6]
     assert all("this line is left out" in remark.what for remark in imported.remarks)
+
+
+@pytest.mark.parametrize(
+    ("route", "join", "says"),
+    [
+        ("a group 225.1.1.1/32", "a group 225.1.1.1", None),
+        ("a group 225.1.1.1", "a group 225.1.1.1/32", None),
+        ("a group 225.1.0.0/16", "a group 225.1.1.0/24", None),
+        ("a group 225.1.1.0/25 to c\nmroute from a group 225.1.1.128/25", "a group 225.1.1.0/24", None),
+        ("a group 225.1.1.0/25 to c\nmroute from a group 225.1.1.192/26", "a group 225.1.1.0/24", "no rule"),
+        ("a group 225.1.1.0/25", "a group 225.1.1.0/24", "no rule"),
+        ("a group 225.1.1.0/24", "a group ff05::1", "no rule"),
+        ("a+ group 225.1.1.1", "a0 group 225.1.1.1", None),
+        ("a+ group 225.1.1.1", "a+ group 225.1.1.1", None),
+        ("a0 group 225.1.1.1", "a+ group 225.1.1.1", "no rule"),
+        ("a source 192.0.2.0/29 group 225.1.1.1", "a source 192.0.2.7 group 225.1.1.1", None),
+        ("a source 192.0.2.0/29 group 225.1.1.1", "a source 192.0.2.4/30 group 225.1.1.1/32", None),
+        ("a source 192.0.2.0/29 group 225.1.1.1", "a source 192.0.2.0/28 group 225.1.1.1", "no rule"),
+        ("a source 192.0.2.0/29 group 225.1.1.1", "a source 192.0.0.0/16 group 225.1.1.1", "no rule"),
+        ("a group 225.1.0.0/16", "a source 192.0.2.7 group 225.1.1.1", "any source"),
+        ("a group 225.1.1.1", "a group x", "not an IP address"),
+        ("a group 225.1.1.1", "a source fe80::1%c group 225.1.1.1", "not an IP address"),
+    ],
+)
+def test_a_join_is_compared_with_the_rules_made(route: str, join: str, says: str | None) -> None:
+    imported = FORMATS["smcroute"].read(f"mgroup from {join}\nmroute from {route} to b")
+    assert imported.has_rules
+    assert [says in remark if says else remark for remark in remarks(imported)] == ([True] if says else [])
+
+
+def test_a_join_whose_route_is_left_out_is_named() -> None:
+    imported = FORMATS["smcroute"].read("mgroup from a group 225.1.1.1\nmroute from a group 225.1.1.1 to a")
+    assert "line 1: this line is left out" in remarks(imported)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "left", "says"),
+    [
+        ("smcroute", "mroute from a,vlan=5 group 225.1.1.1 to b", 0, "this route is left out: 'a,vlan=5' is not"),
+        ("smcroute", "mroute from a group 225.1.1.1 to b,paused c", 1, "the output 'b,paused' is left out"),
+        ("smcroute", "mroute from a group 1.2.3.4@225.1.1.1 to b", 0, "'1.2.3.4@225.1.1.1' is not an IP address"),
+        ("smcroute", "mroute from a group = to b", 0, "'=' is not an IP address"),
+        ("smcroute", "mroute from a group 225.1.1.0/24:7%c,vlan=5 to b", 0, "/24:7%c,vlan=5"),
+        ("multicast-relay", "--interfaces a b c,paused --noM --noSS", 2, "the interface 'c,paused' is left out"),
+        ("multicast-relay", "--interfaces a b eth+ --noM --noSS", 2, "'eth+' would be a pattern"),
+        ("udp-broadcast-relay", "--port 7 --dev a --dev b --dev c,ttl=9", 2, "the device 'c,ttl=9' is left out"),
+        ("udp-broadcast-relay", "--port 7 --dev a --dev c,ttl=9", 0, "fewer than two are left"),
+        ("udp-broadcast-relay", "--port 7 --dev a --dev b -s 192.0.2.1,paused", 0, "'192.0.2.1,paused' is not"),
+        ("udp-broadcast-relay", "--port 7 --dev a --dev b --multicast 1.2.3.4@239.1.1.1", 0, "the group '1.2.3.4@239"),
+        ("udp-broadcast-relay", "--port '*' --dev a --dev b", 0, "'*' is not a port"),
+        ("mcr", MCR.format("a", "1.2.3.4@239.1.1.1", "b", "239.2.2.2"), 0, "rule 1 is left out: '1.2.3.4@239.1.1.1'"),
+        ("mcr", MCR.format("a", "239.1.1.0/24", "b", "239.2.2.2"), 0, "'239.1.1.0/24' is not an IP address"),
+        ("mcr", MCR.format("a,vlan=5", "239.1.1.1", "b", "239.2.2.2"), 0, "'a,vlan=5' is not possible"),
+        ("mcr", MCR.format("a+", "239.1.1.1", "b", "239.2.2.2"), 0, "'a+' would be a pattern"),
+        ("mcr", MCR.format("a", "239.1.1.1", "b,paused", "239.2.2.2"), 1, "rule 1, output 1, is left out: 'b,paused'"),
+        ("mcr", MCR.format("a", "239.1.1.1", "b", "="), 1, "rule 1, output 1, is left out: '='"),
+        ("mcr", MCR.format("a", "239.1.1.1', source: 'fe80::1%x", "b", "239.2.2.2"), 0, "'fe80::1%x' is not"),
+    ],
+)
+def test_names_are_not_read_as_more_than_names(name: str, text: str, left: int, says: str) -> None:
+    imported = FORMATS[name].read(text)
+    outputs = [output for rule in rules(imported) for output in rule.outputs]
+    assert len(outputs) == left
+    assert not any(output.paused for output in outputs)
+    assert [said for said in remarks(imported) if says in said]
 
 
 def test_a_line_ends_at_a_line_feed_alone() -> None:
@@ -205,6 +279,32 @@ def test_options_are_abbreviated_and_given_twice() -> None:
         "--interfaces is there twice, and the last counts",
         "--relay '239.1.1.1:7' is named twice, and counts once",
     ]
+
+
+def test_command_lines_are_a_shells() -> None:
+    text = (
+        "# one\n"
+        """--log /tmp/a#b '#' ""# c'o'\\#d # two \\\n"""
+        """--dev 'a\nb' "c \\\\\\" \\x \\\nd" \\\r\n  e\\ f\\\ng\r\n\n\n"""
+        "-x \\"
+    )
+    assert list(command_lines(text)) == [
+        (2, ["--log", "/tmp/a#b", "#", "#", "co#d"]),
+        (3, ["--dev", "a\nb", 'c \\" \\x d', "e fg"]),
+        (10, ["-x"]),
+    ]
+
+
+@given(st.lists(st.text(), min_size=1))
+def test_quoted_words_are_words(words: list[str]) -> None:
+    line = shlex.join(words).replace("\r\n", "\n")
+    if "$" not in line and "`" not in line:
+        assert list(command_lines(line)) == [(1, [word.replace("\r\n", "\n") for word in words])]
+
+
+def test_a_hash_inside_a_word_begins_no_comment() -> None:
+    line = "multicast-relay.py --interfaces a b --logfile /tmp/a#b --noMDNS --noSSDP # --noSonosDiscovery"
+    assert list(texts(FORMATS["multicast-relay"].read(line))) == ["255.255.255.255:6969%a", "255.255.255.255:6969%b"]
 
 
 def test_udp_broadcast_relay() -> None:
@@ -295,8 +395,11 @@ def test_a_source_that_is_given() -> None:
         ("multicast-relay", "\n--interfaces $LAN b", "line 2: '$LAN' is known to the shell alone"),
         ("udp-broadcast-relay", "--port 7 --dev a --dev a", "line 1: there is no port, or fewer than two devices"),
         ("udp-broadcast-relay", "x 7 a b", "line 1: there is no port, or fewer than two devices"),
-        ("udp-broadcast-relay", "--port 7 --dev a # \\\n --dev", "line 1: --dev has no value"),
+        ("udp-broadcast-relay", "--port 7 --dev a --dev b # \\\n --dev", "line 2: --dev has no value"),
         ("udp-broadcast-relay", "", "there is no command line"),
+        ("udp-broadcast-relay", "\n/usr/bin/socat 1 6112 eth0 eth1", "line 2: '/usr/bin/socat' is another program"),
+        ("multicast-relay", "/opt/relay --interfaces a b", "line 1: '/opt/relay' is another program"),
+        ("multicast-relay", '--interfaces a b\n\n--relay "x', "line 3: this is no command line: a quote has no end"),
         ("udp-broadcast-relay", "--port 7 --dev a", "line 1: there is no port, or fewer than two devices"),
         ("udp-broadcast-relay", "--port", "--port has no value"),
         ("udp-broadcast-relay", "--port 7 \\\n --dev a \\\n --dev b\n\n--port 8 \\\n --frob 7", "line 5: '--frob'"),
@@ -407,6 +510,9 @@ def test_the_command_takes_options_and_refuses_what_is_none() -> None:
     done = run("multicast-relay", "--", "--interfaces", "eth0", "eth1", "--noSSDP", "--noSonosDiscovery")
     assert done.returncode == 0
     assert 'name = "mdns-eth0"' in done.stdout
+    done = run("udp-broadcast-relay", "--", "--port", "7", "--dev", "a", "--dev", "b", "--dev", "b\nc #'$x")
+    assert (done.returncode, done.stdout.count("[[rule]]")) == (0, 2)
+    assert 'mcrelay: options: the device "b\\nc #\'$x" is left out: ' in done.stderr
     done = run("multicast-relay", "--", "--interfaces")
     assert (done.returncode, done.stderr.count("\n")) == (65, 1)
     assert run("mcr", "a", "b").returncode == 64
@@ -419,7 +525,7 @@ def test_the_command_takes_options_and_refuses_what_is_none() -> None:
         (["multicast-relay", "--", "--interfaces", "eth0", "eth0"], "", "two interfaces by name", 2),
         (["multicast-relay", "--", "--interfaces", "eth0", "--oneInterface"], "", "two interfaces by name", 2),
         (["multicast-relay"], "--interfaces a b --noMDNS --noSSDP --noSonosDiscovery", "something to relay", 0),
-        (["udp-broadcast-relay"], "--port x --dev a --dev b", "a port and two devices", 3),
+        (["udp-broadcast-relay"], "--port x --dev a --dev b", "a port and two devices", 1),
         (["smcroute"], "", "lines such as 'mroute", 0),
         (["smcroute"], "mroute from a group 10.0.0.1/8 to b", "lines such as 'mroute", 1),
         (["mcr"], "{rules: []}", "rules: [...]", 0),
@@ -445,9 +551,21 @@ def test_the_command_says_in_one_line_what_it_cannot_take(tmp_path: Path) -> Non
         (["multicast-relay", "/nowhere/options"], 78, "cannot read /nowhere/options: No such file or directory; "),
         (["mcr", str(tmp_path)], 78, "Is a directory; "),
         (["smcroute", str(latin)], 78, "is not UTF-8 text; "),
-        (["udp-broadcast-relay", "--", "--port", "7", "--fr\nob", "1"], 65, "options: line 1: "),
+        (["udp-broadcast-relay", "--", "--port", "7", "--fr\nob", "1"], 65, "options: '--fr\\nob' is no option"),
     ):
         done = run(*arguments)
         assert (done.returncode, done.stderr.count("\n"), done.stdout) == (code, 1, "")
         assert says in done.stderr
     assert run_program(["check", "/nowhere/mcrelay.toml"], timeout=30).returncode == 78
+
+
+def test_the_command_is_one_of_click_8_1_too() -> None:
+    """Where a Choice has no subscript, and asks for a message without a context."""
+    program = """
+import click
+click.Choice = type("Choice", (click.Choice,), {"__class_getitem__": None})
+from mcrelay.cli_import import import_
+print(import_.params[0].type.get_missing_message(import_.params[0]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.startswith("Write one of mcr, ")

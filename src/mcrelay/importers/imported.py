@@ -8,21 +8,28 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
 from typing import Final
 
 from mcrelay.errors import BadConfig, RuleError
 from mcrelay.limits import RULES_MAX
 from mcrelay.rules import Rule, RuleSet, shown
-from mcrelay.ruletext import check_name, parse_rule
+from mcrelay.ruletext import check_interface, check_name, parse_rule
 
 NAME_MAX: Final = 64
 KEPT: Final = "source=keep,sport=keep"  # as routers do, and those that send raw packets
 BY_HAND: Final = "write a [[rule]] for it by hand: docs/rules.md"
 # Programs that start others, and say nothing of what is relayed.
 STARTERS: Final = {"sudo", "exec", "nohup", "env", "python", "python3"}
+# What a shell's command lines are made of. No alternative can begin where another does.
+PIECE: Final = re.compile(
+    r"""(?P<blank>[ \t\r]+) | (?P<end>\n) | (?P<join>\\\n)
+    | '(?P<raw>[^']*)' | "(?P<quoted>(?:[^"\\]|\\.)*+)" | \\(?P<escaped>[^\n]) | (?P<plain>[^ \t\r\n'"\\]+)""",
+    re.DOTALL | re.VERBOSE,
+)
+ESCAPED_IN_QUOTES: Final = re.compile(r'\\(?:\n|(["\\$`]))')
 
 
 class BadImport(BadConfig):
@@ -58,6 +65,10 @@ class Imported:
     def has_rules(self) -> bool:
         return bool(self._rules)
 
+    @property
+    def rules(self) -> list[Rule]:
+        return list(self._rules.values())
+
     def leave_out(self, line: int | None, what: str, why: str, remedy: str = BY_HAND) -> None:
         self.remark(line, f"{what} is left out: {why}", remedy)
 
@@ -69,6 +80,44 @@ class Imported:
                 self.remark(line, f"{what} {shown(name)} is named twice, and counts once", "name it once")
             given[name] = None
         return list(given)
+
+    # What a rule's text is made of is looked at before: in it, a name with a comma would be options.
+
+    def is_interface(self, line: int | None, name: str, what: str, *, or_pattern: bool = False) -> bool:
+        """Whether it is the name of one here, too; if not, `what` is left out."""
+        try:
+            check_interface(name, what)
+        except RuleError:
+            why = f"{shown(name)} is not possible as an interface's name in rules"
+            remedy = (
+                "use 1 to 15 bytes without spaces, '/', ':', '%', ',' and '@'; 'ip link set NAME name NEW' renames one"
+            )
+            self.leave_out(line, what, why, remedy)
+            return False
+        if name.endswith("+") and not or_pattern:
+            why = f"{shown(name)} would be a pattern in rules, of all interfaces that begin so"
+            self.leave_out(line, what, why, "rename the interface, or write a rule with the pattern by hand")
+            return False
+        return True
+
+    def is_address(self, line: int | None, text: str, what: str) -> bool:
+        """Whether it is one IP address; if not, `what` is left out."""
+        try:
+            address = ip_address(text)
+        except ValueError:
+            address = None
+        if address is None or (isinstance(address, IPv6Address) and address.scope_id is not None):
+            self.leave_out(line, what, f"{shown(text)} is not an IP address", f"mend it, or {BY_HAND}")
+            return False
+        return True
+
+    def are_enough(self, line: int | None, interfaces: Sequence[str], option: str) -> bool:
+        """Whether something can be relayed between them; if not, the relay is left out."""
+        if len(interfaces) < 2:
+            why = "packets go from one interface to others, and fewer than two are left"
+            self.leave_out(line, "this relay", why, f"name two interfaces or more behind {option}")
+            return False
+        return True
 
     def add(
         self,
@@ -144,34 +193,49 @@ def lines(text: str) -> list[str]:
 
 
 def command_lines(text: str) -> Iterator[tuple[int, list[str]]]:
-    """The words of each, with the number of its first line; those that end in a backslash go on in the next.
+    """The words of each, as a shell would have them, with the number of its first line.
 
     BadImport if the shell would have to be asked what is meant."""
-    begun: list[str] = []
-    for number, line in enumerate([*lines(text), ""], 1):
-        part = line.rstrip("\r")
-        begun.append(part.removesuffix("\\"))
-        if not part.endswith("\\"):
-            first = number - len(begun) + 1
-            words = _words(first, "\n".join(begun))  # where a comment ends
-            begun = []
-            if words:
-                yield first, words
+    text = text.replace("\r\n", "\n") + "\n\n"  # two: the first may be behind a backslash
+    words: list[str] = []
+    word: list[str] | None = None  # the pieces of one that has begun
+    number = first = 1
+    place = 0
+    while place < len(text):
+        if word is None and text[place] == "#":
+            place = text.index("\n", place)
+        piece = PIECE.match(text, place)
+        if piece is None:
+            raise BadImport("this is no command line: a quote has no end", "close the quotes", number)
+        match piece.lastgroup:
+            case "join":
+                pass
+            case "blank" | "end" as gap:
+                if word is not None:
+                    words.append(_known("".join(word), first))
+                    word = None
+                if gap == "end" and words:
+                    yield first, words
+                    words = []
+            case kind:
+                if word is None:
+                    first = first if words else number
+                    word = []
+                given = piece[kind or 0]
+                word.append(ESCAPED_IN_QUOTES.sub(r"\1", given) if kind == "quoted" else given)
+        number += piece[0].count("\n")
+        place = piece.end()
 
 
-def _words(number: int, line: str) -> list[str]:
-    try:
-        words = shlex.split(line, comments=True)
-    except ValueError as error:
-        raise BadImport(f"this is no command line: {error}", "close the quotes", number) from None
-    for word in words:
-        if "$" in word or "`" in word:
-            raise BadImport(f"{shown(word)} is known to the shell alone", "write what it stands for", number)
-    return words
+def _known(word: str, number: int) -> str:
+    if "$" in word or "`" in word:
+        raise BadImport(f"{shown(word)} is known to the shell alone", "write what it stands for", number)
+    return word
 
 
-def after_program(imported: Imported, number: int, words: Sequence[str], program: re.Pattern[str]) -> list[str]:
-    """The words behind the program's name, if it is there; what starts it is remarked on if it says more than that."""
+def after_program(imported: Imported, number: int | None, words: Sequence[str], program: re.Pattern[str]) -> list[str]:
+    """The words behind the program's name, if it is there; what starts it is remarked on if it says more than that.
+    BadImport if it is another program."""
     for place, word in enumerate(words):
         if program.fullmatch(word.rpartition("/")[2]):
             before = [*words[:place]]
@@ -181,7 +245,10 @@ def after_program(imported: Imported, number: int, words: Sequence[str], program
             return [*words[place + 1 :]]
         if word.startswith("--"):
             break
-    return [*words[1:]] if words and "/" in words[0] and not words[0].startswith("-") else [*words]
+    if words and "/" in words[0] and not words[0].startswith("-"):
+        what = f"{shown(words[0])} is another program"
+        raise BadImport(what, "write its options alone if it is this one by another name", number)
+    return [*words]
 
 
 def _quoted(text: str) -> str:

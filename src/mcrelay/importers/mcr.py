@@ -86,14 +86,23 @@ def _take_rule(imported: Imported, what: str, given: Any) -> None:
     _pass_over(imported, f"{what}, input", given["input"], _Input)
     for number, output in enumerate(given["outputs"], 1):
         _pass_over(imported, f"{what}, output {number}", output, _Output)
+    if not _is_place(imported, what, rule.input):
+        return
+    if rule.input.source and not imported.is_address(None, rule.input.source, what):
+        return
     paused = "" if rule.enabled else ",paused"
     texts = []
-    for output in rule.outputs:
-        ttl = "" if output.ttl is None else f",ttl={output.ttl}"
-        texts.append(f"{output}{ttl}{paused}")
+    for number, output in enumerate(rule.outputs, 1):
+        if _is_place(imported, f"{what}, output {number},", output):
+            ttl = "" if output.ttl is None else f",ttl={output.ttl}"
+            texts.append(f"{output}{ttl}{paused}")
     source = f"{rule.input.source}@" if rule.input.source else ""
     texts = imported.once(None, texts, f"{what}: the output")
     imported.add(None, f"{source}{rule.input}", texts, rule.name, what)
+
+
+def _is_place(imported: Imported, what: str, place: _Place) -> bool:
+    return imported.is_interface(None, place.interface, what) and imported.is_address(None, place.group, what)
 
 
 def _pass_over(imported: Imported, what: str, given: Mapping[str, Any], known: type[msgspec.Struct]) -> None:

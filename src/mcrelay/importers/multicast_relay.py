@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ipaddress import ip_interface
 from typing import Any, Final, NoReturn
 
@@ -83,10 +83,19 @@ def _parser() -> _Options:
 
 def read(text: str) -> Imported:
     """BadImport at a line that has none of its options."""
+    return _read(command_lines(text))
+
+
+def read_options(words: Sequence[str]) -> Imported:
+    """BadImport if they are none of its options."""
+    return _read([(None, words)])
+
+
+def _read(given: Iterable[tuple[int | None, Sequence[str]]]) -> Imported:
     imported = Imported()
     parser = _parser()
     count = 0
-    for number, words in command_lines(text):
+    for number, words in given:
         count += 1
         options = argparse.Namespace(seen=set(), again=[])
         try:
@@ -99,7 +108,7 @@ def read(text: str) -> Imported:
     return imported
 
 
-def _take(imported: Imported, number: int, options: argparse.Namespace) -> None:
+def _take(imported: Imported, number: int | None, options: argparse.Namespace) -> None:
     if not 0 <= options.ttl <= TTL_MAX:
         raise BadImport(f"--ttl {str(options.ttl)[:20]} is not possible", f"write 1 to {TTL_MAX}", number)
     for name in options.again:
@@ -108,9 +117,7 @@ def _take(imported: Imported, number: int, options: argparse.Namespace) -> None:
     for name, remedy in REMEDIES.items():
         if getattr(options, name) not in (None, False, [], "0"):
             imported.remark(number, f"--{name} has no equivalent", remedy)
-    if len(interfaces) < 2:
-        why = "packets go from one interface to others, and fewer than two are left"
-        imported.leave_out(number, "this relay", why, "name two interfaces or more behind --interfaces")
+    if not imported.are_enough(number, interfaces, "--interfaces"):
         return
     for switch, (where, name) in USUAL.items():
         if not getattr(options, switch):
@@ -123,7 +130,7 @@ def _take(imported: Imported, number: int, options: argparse.Namespace) -> None:
             imported.leave_out(number, f"--relay {shown(where)}", why, f"mend it, or {BY_HAND}")
 
 
-def _interfaces(imported: Imported, number: int, options: argparse.Namespace) -> list[str]:
+def _interfaces(imported: Imported, number: int | None, options: argparse.Namespace) -> list[str]:
     """Their names; they may be given by address, which only the host can tell."""
     names = []
     for text in imported.once(number, options.interfaces, "the interface"):
@@ -131,7 +138,7 @@ def _interfaces(imported: Imported, number: int, options: argparse.Namespace) ->
             why = "an address stands for an interface that only the host knows"
             remedy = "'ip -brief address' shows its name: write that"
             imported.leave_out(number, f"the interface {shown(text)}", why, remedy)
-        else:
+        elif imported.is_interface(number, text, f"the interface {shown(text)}"):
             names.append(text)
     for option in ("noTransmitInterfaces", "masquerade"):
         for text in getattr(options, option):
@@ -151,7 +158,7 @@ def _is_address(text: str) -> bool:
 
 def _relay(
     imported: Imported,
-    number: int,
+    number: int | None,
     where: str,
     name: str | None,
     interfaces: Sequence[str],

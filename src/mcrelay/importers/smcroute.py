@@ -8,13 +8,13 @@ here they are remarked on.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
 from mcrelay.importers.imported import KEPT, BadImport, Imported, lines
-from mcrelay.rules import shown
+from mcrelay.rules import Input, bits, shown
 
 SOURCES_MAX: Final = 256  # that a prefix of sources is written out to
 ANY: Final = ("0.0.0.0", "::", "*")
@@ -28,6 +28,11 @@ FORMS: Final = {
 }
 # What nobody means as an interface's name behind 'to', where smcroute takes each word for one.
 NO_INTERFACES: Final = ("from", "source", "group", "to", "ttl", "ttl-threshold")
+
+
+NO_NETWORK: Final = "is not an IP address, or a prefix of some"
+
+Network = IPv4Network | IPv6Network
 
 
 @dataclass
@@ -46,7 +51,6 @@ def read(text: str) -> Imported:
     """BadImport at a line that is none of smcroute's."""
     imported = Imported()
     joins: list[_Line] = []
-    routes: list[_Line] = []
     for number, line in enumerate(lines(text), 1):
         words = line.partition("#")[0].split()
         for word in words:
@@ -61,14 +65,14 @@ def read(text: str) -> Imported:
             case ["mgroup" | "ssmgroup" as directive, *rest]:
                 joins.append(_parse(imported, number, directive, rest))
             case ["mroute", *rest]:
-                routes.append(_parse(imported, number, "mroute", rest))
-                _take_route(imported, routes[-1])
+                _take_route(imported, _parse(imported, number, "mroute", rest))
             case ["include", *rest]:
                 _take_include(imported, number, rest)
             case [word, *_]:
                 raise BadImport(f"{shown(word)} is no directive", f"these are: {', '.join(FORMS)}", number)
+    inputs = [rule.input for rule in imported.rules]
     for join in joins:
-        _take_join(imported, join, routes)
+        _take_join(imported, join, inputs)
     imported.remarks.sort(key=lambda remark: remark.line or 0)
     return imported
 
@@ -150,23 +154,68 @@ def _take_include(imported: Imported, number: int, words: Sequence[str]) -> None
         _pass_over(imported, number, word, "include")
 
 
-def _take_join(imported: Imported, join: _Line, routes: Sequence[_Line]) -> None:
+def _take_join(imported: Imported, join: _Line, inputs: Iterable[Input]) -> None:
     """A rule joins its group, of its source if it has one: only what is joined besides, or less than that, is said."""
-    sources = {route.source for route in routes if (route.interface, route.group) == (join.interface, join.group)}
-    group = f"group {shown(join.group)}"
-    if "" in sources and join.source not in sources:
-        what = f"{group} is joined on {shown(join.interface)} for {shown(join.source)} alone; its rule takes any source"
-        imported.remark(join.number, what, f"write {join.source}@ in front of the input if that is what you want")
-    elif not sources or (join.source and join.source not in sources):
-        of_source = f" of {shown(join.source)}" if join.source else ""
-        what = f"{group}{of_source} is joined on {shown(join.interface)}, and no mroute of the same forwards it"
+    group, source = _network(join.group), _network(join.source)
+    if group is None or (join.source and source is None):
+        wrong = join.group if group is None else join.source
+        imported.leave_out(join.number, "this line", f"{shown(wrong)} {NO_NETWORK}")
+        return
+    on_it = [given for given in inputs if given.is_on(join.interface)]
+    told = f"group {shown(join.group)}{f' of {shown(join.source)}' if join.source else ''}"
+    if not _take_all(on_it, group, source):
+        what = f"{told} is joined on {shown(join.interface)}, and no rule forwards all of it"
         imported.leave_out(join.number, "this line", what, "rules join what they forward; for the rest add a rule")
+    elif source is not None and any(given.source is None and _groups(given).overlaps(group) for given in on_it):
+        what = f"{told} is joined on {shown(join.interface)}, and not of others; its rule takes any source"
+        imported.remark(join.number, what, "write ADDRESS@ in front of the input if that is what you want")
+
+
+def _take_all(inputs: Iterable[Input], group: Network, source: Network | None) -> bool:
+    """Whether together they take the groups, of each of these sources; without any, whether they do of some."""
+    taking = [given for given in inputs if _groups(given).overlaps(group)]
+    if source is None:
+        return _cover(taking, group)
+    anybodys = [given for given in taking if given.source is None]
+    if _cover(anybodys, group):
+        return True
+    return source.num_addresses <= SOURCES_MAX and all(
+        _cover([*anybodys, *(given for given in taking if given.source == address)], group) for address in source
+    )
+
+
+def _cover(inputs: Iterable[Input], group: Network) -> bool:
+    """Whether each of the groups is one of theirs. All are of one IP version."""
+    left = int(group.network_address)  # the first that is not yet seen to be
+    for theirs in sorted(map(_groups, inputs), key=lambda network: int(network.network_address)):
+        if int(theirs.network_address) <= left:
+            left = max(left, int(theirs.broadcast_address) + 1)
+    return left > int(group.broadcast_address)
+
+
+def _groups(given: Input) -> Network:
+    prefix = bits(given.address) if given.prefix is None else given.prefix
+    return ip_network((given.address, prefix))
+
+
+def _network(text: str) -> Network | None:
+    try:
+        return None if "%" in text else ip_network(text, strict=False)
+    except ValueError:
+        return None
 
 
 def _take_route(imported: Imported, route: _Line) -> None:
     number = route.number
-    address, slash, length = route.group.partition("/")
-    written = f"[{address}]" if ":" in address else address
+    if not imported.is_interface(number, route.interface, "this route", or_pattern=True):
+        return
+    if (network := _network(route.group)) is None:
+        imported.leave_out(number, "this route", f"{shown(route.group)} {NO_NETWORK}")
+        return
+    address = route.group.partition("/")[0]  # with bits behind the prefix, if it has some, to be refused
+    written = f"[{address}]" if network.version == 6 else address
+    if network.num_addresses > 1:
+        written += f"/{network.prefixlen}"
     outputs = []
     for out in imported.once(number, route.outputs, "the output"):
         if out.endswith("+"):
@@ -175,13 +224,13 @@ def _take_route(imported: Imported, route: _Line) -> None:
         elif out == route.interface:
             why = "packets do not leave where they came in"
             imported.leave_out(number, f"the output {shown(out)}", why, "name other interfaces behind 'to'")
-        else:
+        elif imported.is_interface(number, out, f"the output {shown(out)}"):
             outputs.append(f"=:=%{out},{KEPT}")
     if not outputs:
         imported.leave_out(number, "this route", f"nothing of {shown(route.group)} is sent on")
         return
     for source in _sources(imported, number, route.source):
-        imported.add(number, f"{source}{written}{slash}{length}:*%{route.interface}", outputs)
+        imported.add(number, f"{source}{written}:*%{route.interface}", outputs)
 
 
 def _sources(imported: Imported, number: int, given: str) -> Iterator[str]:
@@ -189,10 +238,8 @@ def _sources(imported: Imported, number: int, given: str) -> Iterator[str]:
     if not given:
         yield ""
         return
-    try:
-        network = ip_network(given, strict=False)
-    except ValueError:
-        raise BadImport(f"{shown(given)} is no source", "write an address, or ADDRESS/LENGTH", number) from None
+    if (network := _network(given)) is None:
+        raise BadImport(f"{shown(given)} is no source", "write an address, or ADDRESS/LENGTH", number)
     if network.num_addresses > SOURCES_MAX:
         what = f"the sources {given} are too many to be written out, so the rule takes any source"
         imported.remark(number, what, "write rules for the sources that are wanted, or a firewall's")

@@ -7,7 +7,7 @@ A text may have several command lines, as one such program relays one port.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -30,6 +30,7 @@ REMEDIES: Final = {  # of options that have no equivalent
 WITH_VALUE: Final = ("--id", "--port", "--dev", "--multicast", "-s", *REMEDIES)
 FORWARDED: Final = re.compile("fwd(,.*)?")  # the value of --msearch that mcrelay does anyway
 IDENTITY: Final = re.compile("[0-9]+")
+PORT: Final = re.compile("[0-9]{1,5}")
 
 
 @dataclass
@@ -41,9 +42,18 @@ class _Options:
 
 def read(text: str) -> Imported:
     """BadImport at a line that is none of its command lines."""
+    return _read(command_lines(text))
+
+
+def read_options(words: Sequence[str]) -> Imported:
+    """BadImport if they are none of its command line."""
+    return _read([(None, words)])
+
+
+def _read(given: Iterable[tuple[int | None, Sequence[str]]]) -> Imported:
     imported = Imported()
     count = 0
-    for number, words in command_lines(text):
+    for number, words in given:
         count += 1
         words = after_program(imported, number, words, PROGRAM)
         _take(imported, number, _parse(imported, number, words))
@@ -52,7 +62,7 @@ def read(text: str) -> Imported:
     return imported
 
 
-def _parse(imported: Imported, number: int, words: Sequence[str]) -> _Options:
+def _parse(imported: Imported, number: int | None, words: Sequence[str]) -> _Options:
     options = _Options()
     rest: list[str] = []
     left = list(words)
@@ -80,7 +90,7 @@ def _parse(imported: Imported, number: int, words: Sequence[str]) -> _Options:
     return options
 
 
-def _set(imported: Imported, number: int, options: _Options, name: str, value: str) -> None:
+def _set(imported: Imported, number: int | None, options: _Options, name: str, value: str) -> None:
     match name:
         case "--dev":
             options.devices.append(value)
@@ -96,18 +106,34 @@ def _set(imported: Imported, number: int, options: _Options, name: str, value: s
             imported.remark(number, f"{name} {shown(value)} has no equivalent", REMEDIES[name])
 
 
-def _take(imported: Imported, number: int, options: _Options) -> None:
+def _take(imported: Imported, number: int | None, options: _Options) -> None:
     port, source = options.values.get("--port"), options.values.get("-s")
     if port is None or len(set(options.devices)) < 2:
         raise BadImport("there is no port, or fewer than two devices", "copy its whole command line", number)
+    if not PORT.fullmatch(port):
+        imported.leave_out(number, "this relay", f"{shown(port)} is not a port", "write 1 to 65535")
+        return
     if source is None:
         how = KEPT
+    elif not imported.is_address(number, source, "this relay"):
+        return
     elif source in OWN_ADDRESS:
         how = OWN_ADDRESS[source].format(port=port)
     else:
         how = f"source={source},sport=keep"
-    devices = imported.once(number, options.devices, "the device")
-    for address in imported.once(number, options.groups, "the group") or [BROADCAST]:
+    devices = [
+        device
+        for device in imported.once(number, options.devices, "the device")
+        if imported.is_interface(number, device, f"the device {shown(device)}")
+    ]
+    if not imported.are_enough(number, devices, "--dev"):
+        return
+    groups = [
+        group
+        for group in imported.once(number, options.groups, "the group")
+        if imported.is_address(number, group, f"the group {shown(group)}")
+    ]
+    for address in groups if options.groups else [BROADCAST]:
         for given, outputs in between(devices, f"{address}:{port}", f",{how},ttl=keep"):
             imported.add(number, given, outputs, what=f"the rule {given}")
     if options.groups:
