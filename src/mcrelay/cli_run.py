@@ -192,7 +192,7 @@ def make_options(
         metrics_rules=metrics_rules,
         config=None if config is None else os.path.abspath(config),
         settings=settings,
-        chosen=frozenset(chosen),
+        chosen=chosen,
     )
 
 

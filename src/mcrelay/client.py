@@ -219,17 +219,19 @@ class Client:
     # Their way.
 
     def _run(self, dialogue: Dialogue[Result]) -> Result:
-        return _drive(dialogue, self._ask)
+        with self._alone():
+            return _drive(dialogue, self._ask)
 
-    def _ask(self, question: Question) -> Message:
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
         if not self._in_use.acquire(blocking=False):
             raise UsageError("another thread is using this client", "give each thread a client of its own")
         try:
-            return self._ask_alone(question)
+            yield
         finally:
             self._in_use.release()
 
-    def _ask_alone(self, question: Question) -> Message:
+    def _ask(self, question: Question) -> Message:
         if self._is_closed:
             raise closed()
         deadline = time.monotonic() + AGAIN_FOR_S
@@ -252,8 +254,9 @@ class Client:
 
     def _open(self, stream: Stream[Item]) -> Iterator[Item]:
         """The items of a stream, which has the connection from now on; other calls connect anew."""
-        self._run(stream.open())
-        connection, self._connection = self._connection, None
+        with self._alone():
+            _drive(stream.open(), self._ask)
+            connection, self._connection = self._connection, None
         assert connection is not None
         self._streams.add(connection)
         return self._follow(connection, stream)

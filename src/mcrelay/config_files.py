@@ -102,14 +102,13 @@ def _check_trust(name: str, descriptor: int) -> None:
         raise FileError(f"{name} could be written by others than root", f"chown root {name}; chmod go-w {name}")
 
 
-def _check_company(name: str, descriptor: int, owner: int) -> None:
-    """Of a drop-in that root did not name: it may be whoever's the main file is."""
-    facts = os.fstat(descriptor)
-    if os.geteuid() == 0 and (facts.st_uid not in (0, owner) or facts.st_mode & stat.S_IWOTH):
-        who = "whoever owns the file that it belongs to"
-        raise FileError(
-            f"{name} could be written by others than root and {who}", f"chown root {name}; chmod o-w {name}"
-        )
+def _check_company(name: str, facts: os.stat_result, of_main: os.stat_result | None) -> None:
+    """Of a drop-in, which root did not name: it may be whoever's the main file is."""
+    owners, groups = ({0, of_main.st_uid}, {0, of_main.st_gid}) if of_main else ({0}, {0})
+    of_others = stat.S_IWOTH if facts.st_gid in groups else stat.S_IWOTH | stat.S_IWGRP
+    if os.geteuid() == 0 and (facts.st_uid not in owners or facts.st_mode & of_others):
+        what = f"{name} could be written by others than root and whoever owns the file that it belongs to"
+        raise FileError(what, f"chown root {name}; chmod go-w {name}")
 
 
 def read_opened(opened: Sequence[tuple[str, int]]) -> list[tuple[str, bytes]]:
@@ -147,7 +146,7 @@ def read_files(path: str, *, new: bool = False) -> list[tuple[str, bytes]]:
     """For a command: names and contents. FileError if one is not to be had; with `new`, a main file that is not there
     is empty. For root, drop-ins have to be root's or of whoever owns the main file."""
     found = []
-    owner = os.geteuid()
+    of_main: os.stat_result | None = None  # if it is there
     for name in names(path):
         if new and name == path and not os.path.exists(path):
             found.append((name, b""))
@@ -155,9 +154,9 @@ def read_files(path: str, *, new: bool = False) -> list[tuple[str, bytes]]:
         descriptor = _standard_input() if name in STANDARD_INPUT else _open(name)
         try:
             if name == path:
-                owner = os.fstat(descriptor).st_uid
+                of_main = os.fstat(descriptor)
             else:
-                _check_company(name, descriptor, owner)
+                _check_company(name, os.fstat(descriptor), of_main)
             found.append((name, _content(name, descriptor)))
         finally:
             os.close(descriptor)

@@ -120,7 +120,7 @@ def _privileges(patient: Patient) -> Iterator[Finding]:
 
 def _other_relays(patient: Patient) -> Iterator[Finding]:
     ours = {process.pid for process in patient.daemon.processes}
-    for pid in sorted(set(patient.host.relays) - ours):
+    for pid in sorted(pid for pid, own in patient.host.relays.items() if own not in ours):
         fact = f"process {pid} is another mcrelay in this network: what rules of both take is sent twice"
         yield Finding("other relay", "note", fact, f"ps -o pid,user,args -p {pid}  # --socket is where it listens")
 

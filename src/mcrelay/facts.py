@@ -110,7 +110,8 @@ class Host:
     routes: Mapping[tuple[Address, str], Route] = field(default_factory=dict)  # by destination and interface
     backlog_dropped: int = 0  # frames that came faster than the kernel took them up, over all cores
     reassembly_failures: int = 0
-    relays: tuple[int, ...] = ()  # processes of daemons like ours in this network, as far as we may know
+    # Processes of daemons like ours in this network, as far as we may know, each with its pid in its own namespace.
+    relays: Mapping[int, int] = field(default_factory=dict)
     problem: str | None = None  # why links are not known
 
     @property

@@ -186,6 +186,7 @@ class Predecessor:
         self._heritage: Heritage | None = None
         self._complete: asyncio.Future[Heritage] = self._loop.create_future()
         self._left: asyncio.Future[None] = self._loop.create_future()
+        self._gone: asyncio.Future[None] = self._loop.create_future()
         os.set_inheritable(descriptor, False)
         self._channel = Channel(
             "handover_sock",
@@ -232,6 +233,8 @@ class Predecessor:
     def _closed(self, reason: str) -> None:
         """It died. If it had said everything, its workers died with it, and everything is ours."""
         self._fail("the old daemon went away")
+        if not self._gone.done():
+            self._gone.set_result(None)
         if not self._left.done():
             self._left.set_result(None)
 
@@ -245,8 +248,11 @@ class Predecessor:
         if not self._left.done():
             raise Busy("told to stop before the old daemon had left", "it goes on")
 
-    def took_over(self) -> None:
+    async def took_over(self) -> bool:
+        """Say that we forward; whether it has gone by then, for good."""
         self._tell(TookOver())
+        await asyncio.wait({self._gone}, timeout=TAKE_OVER_S)
+        return self._gone.done()
 
     def refuse(self, error: Error) -> None:
         """We cannot take over."""

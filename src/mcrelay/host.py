@@ -12,7 +12,7 @@ from typing import Final
 
 from mcrelay.cores import check_worker, choose_cores
 from mcrelay.errors import UsageError
-from mcrelay.process import find_user
+from mcrelay.process import find_user, identity
 from mcrelay.settings import DaemonSection, Settings
 
 CORES: Final = (("daemon", "workers"), ("daemon", "cores"))  # settings that say on which cores workers are
@@ -41,8 +41,11 @@ def refusals(settings: Settings) -> Iterator[tuple[Sequence[tuple[str, ...]], Us
                 check_worker(number, len(cores))
             except UsageError as error:
                 yield [("worker", number)], error
-    if daemon.user is not None and not daemon.rootless:  # else workers run as whoever starts it
+    if daemon.user is not None:
         try:
-            find_user(daemon.user, "daemon.user")
+            if daemon.rootless:  # they run as whoever starts it
+                identity(daemon.user, "daemon.user", own=True)
+            else:
+                find_user(daemon.user, "daemon.user")
         except UsageError as error:
             yield USER, error

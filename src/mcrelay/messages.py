@@ -301,6 +301,14 @@ class Refused(Message, frozen=True):
     hint: LongText
 
 
+class FileState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of the daemon's file: whether it is in force as it was when it was to be read last, and since when one is. Unix
+    time, seconds."""
+
+    in_force: bool
+    since_s: float
+
+
 class Configure(Message, frozen=True):
     """Read these files, which come with the message, and have their rules and settings: at the start of a daemon all
     rules that can be, at a reload all or nothing. It is meant for the rules of that generation or later ones, whose
@@ -313,14 +321,6 @@ class Configure(Message, frozen=True):
 
     def descriptors(self) -> int:
         return len(self.files)
-
-
-class FileState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Of the daemon's file: whether it is in force as it was when it was to be read last, and since when one is. Unix
-    time, seconds."""
-
-    in_force: bool
-    since_s: float
 
 
 class GetProcesses(Message, frozen=True):
@@ -465,6 +465,8 @@ class Inherit(Message, frozen=True):
     levels: Levels | None = None
     log: LogSection | None = None  # what the file said of them, as it was read last
     network: Text | None = None  # the namespace of the sockets (process.network_namespace)
+    started_s: float = 0.0  # when the first daemon was started: Unix time, seconds
+    file: FileState | None = None
 
     def descriptors(self) -> int:
         return 1 + self.workers

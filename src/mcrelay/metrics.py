@@ -192,10 +192,10 @@ def _of_processes(snapshot: Snapshot) -> Iterator[Metric]:
             restarts.add_metric((name,), process.restarts)
     yield from (ready, restarts)
     if snapshot.started_s is not None:
-        text = "When the daemon was started, or took another's place, in Unix time."
+        text = "When the daemon was started, in Unix time; an upgrade is no start."
         yield GaugeMetricFamily("mcrelay_start_time", text, snapshot.started_s, unit="seconds")
     if snapshot.file is not None:
-        text = "Whether the configuration is in force as it was when it was to be read last."
+        text = "Whether the file is in force as it was at the start or the last reload."
         yield GaugeMetricFamily("mcrelay_config_last_reload_successful", text, snapshot.file.in_force)
         text = "When it was read last and is in force since, in Unix time."
         name = "mcrelay_config_last_reload_success_timestamp"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from mcrelay.endpoint import Endpoint
 from mcrelay.messages import LogSettings
@@ -31,7 +31,7 @@ class Options:
     metrics_rules: int = METRICS_RULES_DEFAULT  # that have metrics of their own
     config: str | None = None  # the file
     settings: Settings = field(default_factory=Settings)  # what it said
-    chosen: frozenset[str] = frozenset()  # keys of [daemon] that the command line said, which counts more
+    chosen: Mapping[str, Any] = field(default_factory=dict)  # of [daemon], what the command line said: it counts more
 
     def ring_memories(self) -> Mapping[str, int]:
         """Bytes, of interfaces with a size of their own."""

@@ -36,9 +36,16 @@ AGAIN_S: Final = 1.0
 
 class Reloads:
     """Of the daemon's file, if it has one; `settings` are those of it that are in force. `generation` is that of the
-    rules that run."""
+    rules that run, `inherited` how the file stood for a predecessor."""
 
-    def __init__(self, options: Options, control: Child, report: Report, generation: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        control: Child,
+        report: Report,
+        generation: Callable[[], int],
+        inherited: FileState | None = None,
+    ) -> None:
         self.settings = options.settings
         self._config = options.config
         self._chosen = options.chosen
@@ -46,8 +53,7 @@ class Reloads:
         self._report = report
         self._generation = generation
         self._turn = asyncio.Lock()
-        # A daemon that an upgrade has started has what the last one had, and read the same file.
-        self.state = None if options.config is None else FileState(in_force=True, since_s=report.started_s)
+        self.state = None if options.config is None else inherited or FileState(in_force=True, since_s=time.time())
         self._due = 0  # reloads that were asked for, and are not over
         self._successor: int | None = None
 
@@ -55,6 +61,14 @@ class Reloads:
         """Have the rules of the file, as far as they can be. Error if the file is wrong."""
         if self._config is not None:
             await self._configure(self._config, "start")
+
+    def note(self) -> bool:
+        """Somebody has asked for a reload: it is due until reload() is over. False if it is left to a successor."""
+        if self._successor is not None:
+            self._pass_on(self._successor)
+            return False
+        self._due += 1
+        return True
 
     def leave_to(self, successor: int) -> None:
         """The daemon with this pid goes on: what is due, and who asks yet, is its business."""
@@ -68,16 +82,14 @@ class Reloads:
             os.kill(successor, signal.SIGHUP)
 
     async def reload(self) -> None:
-        """Have the rules that the file has now, or go on as before and say why."""
-        if self._config is None:
-            log.warning("SIGHUP: there is no file to read again; start with --config FILE")
-            return
-        if self._successor is not None:
-            self._pass_on(self._successor)
-            return
-        self._due += 1
-        await self._reload(self._config)
-        self._due -= 1
+        """Have the rules that the file has now, or go on as before and say why. After note()."""
+        try:
+            if self._config is None:
+                log.warning("SIGHUP: there is no file to read again; start with --config FILE")
+            else:
+                await self._reload(self._config)
+        finally:
+            self._due -= 1
 
     async def _reload(self, config: str) -> None:
         with self._report.reloading():
@@ -114,7 +126,6 @@ class Reloads:
                 await asyncio.to_thread(self._warn, done.wanted)  # it may ask a server for users
 
     def _warn(self, wanted: Settings) -> None:
-        """Of what the next start will be refused for here, if the command line says no other."""
-        for paths, error in host.refusals(wanted):
-            if not {"rootless", *(key for _table, key in paths)} & self._chosen:
-                log.warning("a restart will be refused: %s", error)
+        """Of what the next start will be refused for here, by the same command line."""
+        for _paths, error in host.refusals(replace(wanted, daemon=replace(wanted.daemon, **self._chosen))):
+            log.warning("a restart will be refused: %s", error)

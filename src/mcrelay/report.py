@@ -21,11 +21,12 @@ AGAIN_S: Final = 0.1  # after a sign of life that could not be given
 
 
 class Report:
-    """`status` says how things stand, in a line."""
+    """`status` says how things stand, in a line. `started_s`: when the daemon was started whose place this one takes,
+    in Unix time."""
 
-    def __init__(self, status: Callable[[], str]) -> None:
+    def __init__(self, status: Callable[[], str], started_s: float | None = None) -> None:
         self._status = status
-        self.started_s = time.time()
+        self.started_s = started_s or time.time()
         self._said = ""
         self._is_due = False
         self._loop = asyncio.get_running_loop()

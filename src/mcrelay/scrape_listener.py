@@ -13,6 +13,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from typing import Any, Final
 
 from mcrelay.acceptor import Acceptor
@@ -81,6 +82,13 @@ class ScrapeListener:
             self._sock.close()
 
 
+def _is_a_hosts(text: str) -> bool:
+    """Whether a host could have this address, or it is all that one has."""
+    address = ip_address(text)
+    never = address.is_multicast or (address.version == 4 and (address.is_reserved or int(address) >> 24 == 0))
+    return address.is_unspecified or not never
+
+
 def _bind_before_it_is_there(sock: socket.socket, address: Any) -> None:
     """ip(7), IP_FREEBIND: takes no privilege."""
     if sock.family == socket.AF_INET6:
@@ -94,6 +102,8 @@ def _bind(endpoint: Endpoint) -> socket.socket:
     text = endpoint_text(endpoint)
     sock = None
     try:
+        if not _is_a_hosts(endpoint[0]):
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         # Numbers alone: asks nobody. It knows what number an interface has that a link-local address names.
         family, kind, protocol, _name, address = socket.getaddrinfo(
             *endpoint, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST

@@ -110,8 +110,11 @@ class Supervisor:
             on_change=self._changed,
         )
         self._state = StateFile(options.socket)
-        self._report = Report(self._status)
-        self._reloads = Reloads(options, self._control, self._report, lambda: self._active.generation)
+        former = heritage.first if heritage and predecessor else None  # whose place this one takes
+        self._report = Report(self._status, former.started_s if former else None)
+        self._reloads = Reloads(
+            options, self._control, self._report, lambda: self._active.generation, former.file if former else None
+        )
         self._verbosity = Verbosity(options.logs, self._children)
         if heritage:
             self._active.adopt(heritage)
@@ -123,7 +126,7 @@ class Supervisor:
         """Until SIGTERM or SIGINT. Error if the daemon cannot work here."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopping.set)
-        self._loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn_task(self._reload()))
+        self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         self._loop.add_signal_handler(signal.SIGUSR1, self._control.tell, "request_sock", GetStats(id=0))
         self._loop.add_signal_handler(signal.SIGUSR2, lambda: self._spawn_task(self._serve_hand_over(None)))
         try:
@@ -142,9 +145,8 @@ class Supervisor:
                     self._record(self._active.records(), (), snapshot=True)
                 elif not self._options.restore:
                     self._state.set_aside()
-                if self._predecessor:
-                    self._predecessor.took_over()
-                await self._active.forget_left_out()
+                if not self._predecessor or await self._predecessor.took_over():
+                    await self._active.forget_left_out()
                 if not self._predecessor:
                     await self._reloads.begin()
                 self._settled.set()
@@ -166,6 +168,10 @@ class Supervisor:
             await self._stopping.wait()
         finally:
             await self._shut_down()
+
+    def _hang_up(self) -> None:
+        if self._reloads.note():
+            self._spawn_task(self._reload())
 
     async def _reload(self) -> None:
         await self._settled.wait()  # until then, the file is to be read anyway
@@ -428,6 +434,8 @@ class Supervisor:
             levels=self._verbosity.levels,
             log=self._reloads.settings.log,
             network=process.network_namespace(),
+            started_s=self._report.started_s,
+            file=self._reloads.state,
         )
         yield first, [self._doors.fileno(), *(page.fd for page in self._pages)]
         yield from self._doors.will()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -118,6 +119,13 @@ def test_a_second_daemon_is_told(line: RelayLine, daemon: Daemon) -> None:
     assert "other relay" not in {finding["step"] for finding in diagnose(line, daemon.socket, "doctor")}
     with Daemon(line.relay) as other:
         assert f"process {other.pid} is another mcrelay" in fact(diagnose(line, daemon.socket, "doctor"), "other relay")
+    # Whatever a process calls itself.
+    renamed = "open('/proc/self/comm', 'wb').write(b'\\xff\\xfe'); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", renamed], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as odd:
+        assert odd.stdout is not None
+        assert odd.stdout.readline()
+        assert "other relay" not in {finding["step"] for finding in diagnose(line, daemon.socket, "doctor")}
+        odd.communicate(b"\n")
 
 
 def test_a_host_without_a_route_is_remarked_on_when_its_rule_is_added(line: RelayLine, daemon: Daemon) -> None:

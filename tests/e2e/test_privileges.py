@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.daemon import Daemon, settled
+from lab.daemon import Daemon, answers, settled
 from lab.namespaces import wait_until
 from lab.plan import ReceivePlan, SendPlan
 from lab.program import PROGRAM
@@ -113,6 +113,22 @@ def _packet_inodes(line: RelayLine) -> set[str]:
     """Of packet sockets that are bound to an interface; the supervisor has some in stock that are not."""
     lines = line.relay.run("cat", "/proc/net/packet").stdout.strip().split("\n")[1:]
     return {entry.split()[-1] for entry in lines if entry.split()[4] != "0"}
+
+
+def test_standard_streams_that_were_closed_lead_nowhere(line: RelayLine, tmp_path: Path) -> None:
+    """Else a socket would have their numbers, in the supervisor and in workers, and the log would go into it."""
+    path = tmp_path / "control.sock"
+    with line.relay.popen("sh", "-c", f'exec "{PROGRAM}" run --socket "{path}" --workers 1 0<&- 1>&- 2>&-') as process:
+        try:
+            wait_until(lambda: answers(str(path)), 20, "it does not answer")
+            with Client(path) as client:
+                pids = [found.pid for found in client.workers() if found.pid is not None]
+            assert len(pids) >= 3
+            for pid in pids:
+                assert {os.readlink(f"/proc/{pid}/fd/{number}") for number in range(3)} == {"/dev/null"}, pid
+        finally:
+            process.terminate()
+        assert process.wait(20) == 0
 
 
 def test_the_control_plane_cannot_write_the_counters(daemon: Daemon) -> None:

@@ -117,6 +117,8 @@ def test_whoever_asked_for_an_upgrade_is_told_what_is_wrong_with_the_file(start:
     file.write_text("")
     daemon = start("--config", str(file))
     file.write_text("[deamon]\n")
+    os.kill(daemon.pid, signal.SIGHUP)
+    daemon.wait_for_log("the configuration stays as it is: ")
     refused = daemon.run("upgrade", check=False)
     assert (refused.returncode, f"the new daemon: {file}:1: unknown key 'deamon'" in refused.stderr) == (78, True)
     assert daemon.pids()["supervisor"] == daemon.pid

@@ -21,7 +21,7 @@ from .conftest import StartDaemon
 
 INPUT: Final = "239.1.1.1:5000"
 OUTPUT: Final = "239.2.2.2:6000"
-SILENT: Final = "from mcrelay.handover import Predecessor; Predecessor.took_over = lambda self: None"
+SILENT: Final = "import asyncio, mcrelay.handover as h; h.Predecessor.took_over = lambda self: asyncio.sleep(0)"
 STRANGE: Final = "from mcrelay.codec import PERMITTED; PERMITTED['handover_sock', 'supervisor', 'successor'] = ()"
 WORKERLESS: Final = (
     "import mcrelay.children as c, mcrelay.supervisor as s; c.MODULES['data'] = 'mcrelay.nothing'; s.READY_S = 0.5"

@@ -305,6 +305,11 @@ def test_root_s_daemon_takes_no_file_that_others_can_write(tmp_path: Path) -> No
     assert len(config_files.read_files(str(file))) == 2
     os.chown(drop_in, 65534, -1)
     assert len(config_files.read_files(str(file))) == 2
+    os.chown(drop_in, 0, 65533)
+    drop_in.chmod(0o664)
+    with pytest.raises(FileError, match=r"other\.toml could be"):
+        config_files.read_files(str(file))
+    drop_in.chmod(0o644)
     os.chown(drop_in, 65533, -1)
     with pytest.raises(FileError, match=r"other\.toml could be written by others than root and whoever owns the file"):
         config_files.read_files(str(file))

@@ -185,9 +185,9 @@ def test_workers_that_die_are_told() -> None:
 
 def test_another_relay_in_the_same_network_is_told() -> None:
     assert SUPERVISOR.pid is not None
-    told = found(examined(host=replace(HOST, relays=(SUPERVISOR.pid, 4711))), "other relay")
+    told = found(examined(host=replace(HOST, relays={17: SUPERVISOR.pid, 4711: 4711})), "other relay")
     assert (told.verdict, "process 4711 is another mcrelay" in told.fact) == ("note", True)
-    assert "other relay" not in {finding.step for finding in examined(host=replace(HOST, relays=(SUPERVISOR.pid,)))}
+    assert "other relay" not in {finding.step for finding in examined(host=replace(HOST, relays={17: SUPERVISOR.pid}))}
 
 
 def test_a_card_that_interrupts_a_worker_s_core_is_told() -> None:

