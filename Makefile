@@ -37,11 +37,11 @@ demo: $(VENV)/.installed
 SHARING := tests/native tests/engines tests/integration tests/packaging tests/unit \
     $(foreach name,async_client bad_input change client_docs config events explain hostile_clients hostile_packets \
     interfaces json legs lifecycle logs loops memberships metrics patterns peers privileges programs restore rootless \
-    sandbox store tap top upgrade_refused,tests/e2e/test_$(name).py)
+    sandbox store tap top transactions upgrade_orders upgrade_refused,tests/e2e/test_$(name).py)
 
 test: $(VENV)/.develop $(VENV)/.installed $(DIST)/.deb
 	@packaging/install-requirements test
-	$(SUDO) $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(SHARING)
+	$(SUDO) $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder $(SHARING)
 	$(SUDO) $(BIN)/python -m pytest tests $(SHARING:%=--ignore=%)
 
 MODE := quick
