@@ -41,7 +41,7 @@ SHARING := tests/native tests/engines tests/integration tests/packaging tests/un
 
 test: $(VENV)/.develop $(VENV)/.installed $(DIST)/.deb
 	@packaging/install-requirements test
-	$(SUDO) $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder $(SHARING)
+	$(SUDO) $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(SHARING)
 	$(SUDO) $(BIN)/python -m pytest tests $(SHARING:%=--ignore=%)
 
 MODE := quick

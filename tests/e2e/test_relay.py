@@ -94,8 +94,8 @@ def test_fifty_thousand_datagrams_a_second_and_nothing_lost(
     rate = 50_000
     daemon = start(*options)
     daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0")
-    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", count=rate * 3, expect=rate * 3))
-    sender = start_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=rate, count=rate * 3))
+    receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", count=rate * 2, expect=rate * 2))
+    sender = start_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=rate, count=rate * 2))
     # Meanwhile other rules come and go, on both sides of the steering.
     for number in range(8):
         daemon.run("add", f"239.1.2.{number}:5000%in0", f"239.2.3.{number}:6000%out1", "--name", f"other{number}")
@@ -103,9 +103,9 @@ def test_fifty_thousand_datagrams_a_second_and_nothing_lost(
         daemon.run("remove", f"other{number}")
     sent = sender.result()
     report = receiver.result()
-    assert sent.sent == rate * 3
+    assert sent.sent == rate * 2
     assert (report.received, report.lost, report.duplicated, report.reordered, report.corrupted) == (
-        rate * 3,
+        rate * 2,
         0,
         0,
         0,
@@ -113,7 +113,7 @@ def test_fifty_thousand_datagrams_a_second_and_nothing_lost(
     )
     with daemon.client() as client:
         totals = settled(client)
-    assert (totals["received"], totals["forwarded"], totals["dropped"]) == (rate * 3, rate * 3, {})
+    assert (totals["received"], totals["forwarded"], totals["dropped"]) == (rate * 2, rate * 2, {})
     receiver = start_receiver(line.receiver, ReceivePlan(OUTPUT, interface="eth0", deadline_s=30))
     daemon.run("remove", daemon.json("list")["rules"][0]["id"])
     run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=rate, count=rate // 10))
@@ -138,7 +138,7 @@ def test_the_sums_hold_under_overload(
     daemon = start("--workers", "1", *options)
     others = [f"239.2.3.{number}:6000%out{number % 2}" for number in range(1, outputs)]
     daemon.run("add", f"{INPUT}%in0", f"{OUTPUT}%out0", *others)
-    sent = run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=0, count=200_000, size=200))
+    sent = run_sender(line.sender, SendPlan(INPUT, interface="eth0", rate=0, count=120_000, size=200))
     with daemon.client() as client:
         wait_until(lambda: client.stats().workers[0].received == sent.sent, 30, "not all was accounted for")
         totals = settled(client, deadline_s=30)
