@@ -28,6 +28,7 @@ from mcrelay.errors import Busy, RuleError
 from mcrelay.handover import Heritage
 from mcrelay.links import Links
 from mcrelay.messages import (
+    LONG_TEXT_MAX,
     AddRule,
     InheritRules,
     InterfaceRecord,
@@ -49,7 +50,6 @@ log = logging.getLogger(__name__)
 
 TURN_S: Final = 3.0  # how long a change waits for those before it; well below the control plane's SUPERVISOR_S
 RECORD_S: Final = 0.001  # that a worker may take longer for each rule of a whole set
-REASON_MAX: Final = 4096  # characters, messages.LongText
 OWNER_READY_S: Final = 2.0  # how long a change waits for a worker that is being restarted
 
 
@@ -291,7 +291,7 @@ class ActiveRules:
         if extract == self._extract:
             return
         while cycle := await self._find_cycle(hearing.of):
-            reason = f"{cycle.output} is paused, since the rule feeds itself now: {cycle.message}"[:REASON_MAX]
+            reason = f"{cycle.output} is paused, since the rule feeds itself now: {cycle.message}"[:LONG_TEXT_MAX]
             await self._pause(self._active[cycle.rule.id], cycle.output, reason)
             log.error(
                 "%s of rule %s is paused, since it feeds itself now: %s", cycle.output, cycle.rule.label, cycle.message

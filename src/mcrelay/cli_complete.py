@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from mcrelay.api import RuleFacts
-
-    Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 PATIENCE_S: Final = 0.5
 
@@ -65,7 +63,7 @@ def levels(_context: click.Context, parameter: click.Parameter, begun: str) -> l
     names = [name for name in COMPONENTS if (name == component if equals else name.startswith(component))]
     own = LEVELS if isinstance(parameter, click.Option) else (*LEVELS, DEFAULT)
     possible = [f"{names[0]}={level}" for level in own] if len(names) == 1 else [f"{name}=" for name in names]
-    return _beginning(begun, (*LEVELS, *possible, *(f"{ALL}{level}" for level in LEVELS if equals)))
+    return _beginning(begun, (*LEVELS, *possible, *(f"{ALL}={level}" for level in LEVELS if equals)))
 
 
 def _beginning(begun: str, texts: Iterator[str] | tuple[str, ...]) -> list[CompletionItem]:

@@ -19,7 +19,7 @@ import click
 
 from mcrelay import cli_complete
 from mcrelay.cli_options import Number, finite, json_option, socket_option
-from mcrelay.cli_print import print_json, print_line
+from mcrelay.cli_print import complain, print_json, print_line
 
 if TYPE_CHECKING:
     from mcrelay.api import RuleFacts
@@ -99,7 +99,7 @@ def remark_on_routes(rule: RuleFacts, client: Client) -> None:
 
     for finding in inquiry.of_routes(rule, client):
         mending = f"; {finding.remedy}" if finding.remedy else ""
-        print_line(f"mcrelay: note: {finding.step}: {finding.fact}{mending}", err=True)
+        complain(f"note: {finding.step}: {finding.fact}{mending}")
 
 
 # --- printing ---------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from mcrelay.messages import LogSettings
 from mcrelay.options import Options
 from mcrelay.places import SYSTEM_SOCKET, VARIABLE, user_socket
 from mcrelay.process import identity
-from mcrelay.rootless import check_cores, check_ring
+from mcrelay.rootless import check_cores, no_ring
 from mcrelay.settings import METRICS_RULES_DEFAULT, RING_MIB_MAX, DaemonSection, LogFormat
 
 # Options by the names that the file has for them; those that are not given have no value.
@@ -168,10 +168,10 @@ def make_options(
     for number in settings.worker:
         with loaded.answers_for(("worker", number)):
             check_worker(number, len(cores))
-    if daemon.rootless:
+    if daemon.rootless and (daemon.ring_mib != DaemonSection().ring_mib or "ring_mib" in chosen):
         what, paths = _said("ring_mib", chosen)
         with loaded.answers_for(*paths):
-            check_ring(what, is_given=daemon.ring_mib != DaemonSection().ring_mib or "ring_mib" in chosen)
+            raise no_ring(what)
     if daemon.rootless or os.geteuid() == 0:  # else the want of privilege comes first
         what, paths = _said("user", chosen)
         with loaded.answers_for(*paths):

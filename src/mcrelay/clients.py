@@ -26,7 +26,7 @@ from mcrelay.errors import Busy, Error, ProtocolError, RuleError
 from mcrelay.frames import Malformed
 from mcrelay.handshake import welcome
 from mcrelay.limits import CLIENTS_MAX, REQUESTS_MAX, RULES_MAX
-from mcrelay.messages import Client, Message
+from mcrelay.messages import LONG_TEXT_MAX, Client, Message
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +228,9 @@ def _tags() -> list[str]:
 
 def _failure(request: Message, error: Error) -> Failure:
     request_id = getattr(request, "id", None)
-    return Failure(id=request_id, code=error.code, message=error.message[:4096], hint=error.hint[:4096])
+    return Failure(
+        id=request_id, code=error.code, message=error.message[:LONG_TEXT_MAX], hint=error.hint[:LONG_TEXT_MAX]
+    )
 
 
 class Clients:

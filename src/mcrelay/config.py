@@ -27,7 +27,7 @@ from mcrelay.endpoint import check_socket_path, parse_endpoint
 from mcrelay.errors import BadConfig, Error, RuleError, UsageError
 from mcrelay.levels import DEFAULT, checked
 from mcrelay.limits import RULES_MAX
-from mcrelay.rootless import check_ring, check_rule
+from mcrelay.rootless import check_rule, no_ring
 from mcrelay.rules import Rule, RuleSet, shown
 from mcrelay.ruletext import check_interface, parse_rule
 from mcrelay.settings import WORKER, DaemonSection, InterfaceSection, RuleSection, Section, Settings, WorkerSection
@@ -240,10 +240,7 @@ def _contradictions(settings: Settings, *, alone: bool) -> Iterator[tuple[Sequen
         remedy = "leave out daemon.workers, and name one core if any"
         yield [("daemon", "workers"), ("daemon", "cores")], UsageError(what, remedy)
     if daemon.rootless and daemon.ring_mib != DaemonSection().ring_mib:
-        try:
-            check_ring("daemon.ring_mib", is_given=True)
-        except UsageError as error:
-            yield [("daemon", "ring_mib")], error
+        yield [("daemon", "ring_mib")], no_ring("daemon.ring_mib")
     if events.stopped_s < events.silent_s:
         what = f"events.stopped_s is {events.stopped_s:g}, and events.silent_s {events.silent_s:g}"
         yield [("events", "stopped_s")], UsageError(what, "a flow is silent before it has stopped")

@@ -95,20 +95,15 @@ def _standard_input() -> int:
         raise FileError(f"cannot read standard input: {error.strerror}", "give the name of a file") from None
 
 
-def _check_trust(name: str, descriptor: int) -> None:
+def _check_trust(name: str, descriptor: int, of_main: os.stat_result | None = None) -> None:
+    """FileError, for root, if others than root could have written the file; of a drop-in that root did not name, others
+    than whoever owns the main file, either."""
     facts = os.fstat(descriptor)
-    of_others = stat.S_IWOTH if facts.st_gid == 0 else stat.S_IWOTH | stat.S_IWGRP
-    if os.geteuid() == 0 and (facts.st_uid != 0 or facts.st_mode & of_others):
-        raise FileError(f"{name} could be written by others than root", f"chown root {name}; chmod go-w {name}")
-
-
-def _check_company(name: str, facts: os.stat_result, of_main: os.stat_result | None) -> None:
-    """Of a drop-in, which root did not name: it may be whoever's the main file is."""
     owners, groups = ({0, of_main.st_uid}, {0, of_main.st_gid}) if of_main else ({0}, {0})
     of_others = stat.S_IWOTH if facts.st_gid in groups else stat.S_IWOTH | stat.S_IWGRP
     if os.geteuid() == 0 and (facts.st_uid not in owners or facts.st_mode & of_others):
-        what = f"{name} could be written by others than root and whoever owns the file that it belongs to"
-        raise FileError(what, f"chown root {name}; chmod go-w {name}")
+        who = "root and whoever owns the file that it belongs to" if of_main else "root"
+        raise FileError(f"{name} could be written by others than {who}", f"chown root {name}; chmod go-w {name}")
 
 
 def read_opened(opened: Sequence[tuple[str, int]]) -> list[tuple[str, bytes]]:
@@ -156,7 +151,7 @@ def read_files(path: str, *, new: bool = False) -> list[tuple[str, bytes]]:
             if name == path:
                 of_main = os.fstat(descriptor)
             else:
-                _check_company(name, os.fstat(descriptor), of_main)
+                _check_trust(name, descriptor, of_main)
             found.append((name, _content(name, descriptor)))
         finally:
             os.close(descriptor)

@@ -66,6 +66,7 @@ from mcrelay.errors import Busy, Error, RuleError, Unavailable
 from mcrelay.flowtable import FlowTable
 from mcrelay.frames import Malformed
 from mcrelay.messages import (
+    LONG_TEXT_MAX,
     Acknowledge,
     Applied,
     ApplyRules,
@@ -113,7 +114,6 @@ UPGRADE_S: Final = 30.0
 TRIES: Final = 20  # against others who change rules
 RECORDED_S: Final = 2.0  # for a change of somebody else's to be known here
 COUNT_MAX: Final = 2**53  # packets of a tap: as good as without end
-ERROR_MAX: Final = 4096  # characters, messages.LongText
 FINISH_S: Final = 0.5  # for requests that are under way at the end
 
 Reply = TypeVar("Reply", bound=Message)
@@ -274,7 +274,7 @@ class ControlPlane:
             in_force, wanted = self._adoption.settings, found.settings
             self._requests.send(Acknowledge(ticket=message.ticket, settings=in_force, wanted=wanted))
             return
-        why, hint = refusal.message[:ERROR_MAX], refusal.hint[:ERROR_MAX]
+        why, hint = refusal.message[:LONG_TEXT_MAX], refusal.hint[:LONG_TEXT_MAX]
         self._requests.send(Acknowledge(ticket=message.ticket, error=why, hint=hint, code=refusal.code))
 
     async def on_these_rules(self, attempt: Callable[[int], Awaitable[Made]]) -> Made:

@@ -28,6 +28,7 @@ from mcrelay.codec import Codec, encode
 from mcrelay.errors import Busy, Error, SystemRefusal, UsageError
 from mcrelay.frames import Malformed
 from mcrelay.messages import (
+    LONG_TEXT_MAX,
     Failed,
     Inherit,
     InheritAbsorber,
@@ -48,7 +49,6 @@ log = logging.getLogger(__name__)
 
 PREPARE_S: Final = 20.0  # for the new daemon to start, on a loaded machine
 TAKE_OVER_S: Final = 5.0
-TEXT_MAX: Final = 4096  # characters, messages.LongText
 READ_SIZE: Final = 64 * 1024
 
 Will = Iterable[tuple[Message, Sequence[int]]]  # messages and their descriptors, which stay the testator's
@@ -173,7 +173,9 @@ def refuse(error: Error) -> None:
         return
     with socket.socket(fileno=descriptor) as sock, contextlib.suppress(OSError):
         sock.settimeout(PREPARE_S)
-        sock.sendall(encode(Failed(code=error.code, message=error.message[:TEXT_MAX], hint=error.hint[:TEXT_MAX])))
+        sock.sendall(
+            encode(Failed(code=error.code, message=error.message[:LONG_TEXT_MAX], hint=error.hint[:LONG_TEXT_MAX]))
+        )
         while sock.recv(READ_SIZE):  # what it tells meanwhile would take our word with it if it stayed unread
             pass
 

@@ -21,7 +21,7 @@ from mcrelay.client import DEFAULT_SOCKET, Client
 from mcrelay.errors import Error, NotPermitted, UsageError
 from mcrelay.facts import Case, Daemon, Finding, Host, Sightings, is_too_wide
 from mcrelay.nearness import Candidate, Choice, choose, parsed
-from mcrelay.net.survey import in_our_network, lockable_memory, survey, with_routes
+from mcrelay.net.survey import in_our_network, lockable_memory, relays, survey, with_routes
 from mcrelay.net.watch import watch
 from mcrelay.rules import Input
 from mcrelay.ruletext import parse_input
@@ -51,6 +51,7 @@ def at_large(seconds: float, path: str) -> list[Finding]:
     earlier = survey()
     daemon, _nothing = _ask(path, lambda _facts: time.sleep(seconds))
     host = with_routes(survey(earlier.links), doctor.wanted_routes(daemon.rules))
+    host = replace(host, relays=dict(relays()))
     findings = doctor.examine(doctor.Patient(host, earlier, daemon, seconds))
     return [_at(path, finding) for finding in findings]
 

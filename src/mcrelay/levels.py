@@ -15,7 +15,7 @@ from mcrelay.messages import Levels, NewLevel
 from mcrelay.settings import LogLevel
 
 LEVELS: Final[tuple[LogLevel, ...]] = get_args(LogLevel)
-ALL: Final = "all="
+ALL: Final = "all"  # what has no level of its own
 DEFAULT: Final = "default"  # the level of a component that has none of its own
 COMPONENTS: Final[tuple[str, ...]] = (
     *(
@@ -61,7 +61,7 @@ def split(texts: Iterable[str]) -> tuple[str | None, dict[str, str]]:
     components: dict[str, str] = {}
     for text in texts:
         component, equals, of_component = text.partition("=")
-        if equals and f"{component}=" == ALL:
+        if equals and component == ALL:
             component, equals = of_component, ""
         if equals:
             if component in components:

@@ -36,7 +36,8 @@ ChannelName = Literal["supervisor_sock", "request_sock", "command_sock", "client
 Role = Literal["supervisor", "control", "data", "client", "successor"]
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Text = Annotated[str, msgspec.Meta(max_length=256)]
-LongText = Annotated[str, msgspec.Meta(max_length=4096)]
+LONG_TEXT_MAX: Final = 4096  # characters
+LongText = Annotated[str, msgspec.Meta(max_length=LONG_TEXT_MAX)]
 AddressText = Annotated[str, msgspec.Meta(max_length=45)]  # IPv6 with a mapped IPv4 address written out
 HugeText = Annotated[str, msgspec.Meta(max_length=FRAME_MAX)]
 Outputs = Annotated[tuple[Text, ...], msgspec.Meta(max_length=RULE_OUTPUTS_MAX)]

@@ -25,13 +25,12 @@ def check_cores(workers: int | None, cores: str | None) -> None:
         )
 
 
-def check_ring(what: str, *, is_given: bool) -> None:
-    """UsageError, about `what`, if the size of rings is given, of which there are none."""
-    if is_given:
-        raise UsageError(
-            f"{what} is about packet rings, of which --rootless has none",
-            f"leave it out and raise net.core.rmem_max, or {AS_ROOT}",
-        )
+def no_ring(what: str) -> UsageError:
+    """About `what`, which gives the size of rings."""
+    return UsageError(
+        f"{what} is about packet rings, of which --rootless has none",
+        f"leave it out and raise net.core.rmem_max, or {AS_ROOT}",
+    )
 
 
 def check_rule(rule: Rule, first_port: int = 0, own: Collection[str] | None = None) -> None:

@@ -28,6 +28,7 @@ from mcrelay.errors import Busy, Error, SystemRefusal, UsageError
 from mcrelay.handover import Heritage, Predecessor, Successor
 from mcrelay.limits import RULES_MAX
 from mcrelay.messages import (
+    LONG_TEXT_MAX,
     Applied,
     ApplyRules,
     ChangeLevels,
@@ -536,7 +537,9 @@ class Supervisor:
             reply = _refused(request.id, error)
         except Exception as error:
             log.exception("cannot apply a change")
-            reply = Refused(id=request.id, code="internal", message=f"unexpected: {error!r}"[:4096], hint="see the log")
+            reply = Refused(
+                id=request.id, code="internal", message=f"unexpected: {error!r}"[:LONG_TEXT_MAX], hint="see the log"
+            )
         if child.restarts == life:  # a new life has not asked, and may use the same ids
             child.tell("request_sock", reply)
 

@@ -83,7 +83,6 @@ def survey(interfaces: Iterable[str] = ()) -> Host:
         sysctls=_sysctls(interfaces),
         backlog_dropped=_backlog_dropped(),
         reassembly_failures=_reassembly_failures(),
-        relays=dict(_relays()),
         problem=problem,
     )
 
@@ -298,9 +297,9 @@ def in_our_network(pid: int) -> bool | None:
         return None
 
 
-def _relays() -> Iterator[tuple[int, int]]:
-    """Supervisors: workers have other names, and commands other arguments. What any process may have made of these is
-    bytes."""
+def relays() -> Iterator[tuple[int, int]]:
+    """Supervisors in our network namespace, each with its pid in its own: workers have other names, and commands other
+    arguments. What any process may have made of these is bytes."""
     for path in PROC.glob("[0-9]*"):
         try:
             arguments = (path / "cmdline").read_bytes().split(b"\0")
